@@ -1,0 +1,1 @@
+"""Trains a student from a teacher: data, rollouts, methods, trainer, evaluation."""

@@ -1,0 +1,1 @@
+"""Training methods: each is a loss over a batch, and nothing about loops or files."""

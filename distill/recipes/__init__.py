@@ -1,0 +1,1 @@
+"""Data sets that anyone can rebuild on their own machine."""

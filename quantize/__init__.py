@@ -1,0 +1,1 @@
+"""Integer weight formats: block quantisers, their exact inverse, and policies over tensors."""

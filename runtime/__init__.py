@@ -1,0 +1,1 @@
+"""Runs exported models: our C library, onnxruntime and LiteRT behind one Session."""

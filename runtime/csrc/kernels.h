@@ -1,0 +1,70 @@
+// kernels.h: the table of inner loops, one file per instruction set, chosen once at start-up.
+//
+// kernels_scalar.c is the specification: plain loops, double-checked by tests; the others must match it within the
+// tolerances stated in tests/native. Each file is compiled with its own flags and exports one const table.
+// All pointers are 64-byte aligned unless said otherwise; weights come straight from the mapped file and need not be.
+#ifndef ATTAR_KERNELS_H
+#define ATTAR_KERNELS_H
+
+#include "quants.h"
+
+// A weight matrix as it lies in the file: w [rows, cols], row_bytes apart.
+typedef struct {
+    const uint8_t *data;
+    uint64_t row_bytes;
+    uint32_t type;
+    int32_t rows, cols;
+} attar_weight;
+
+// Running softmax of one query head over cache segments: acc [head_dim] holds sum exp(s - max) v.
+typedef struct {
+    float max, sum;
+} attar_softmax;
+
+typedef struct {
+    const char *name;
+
+    // x [T, cols] -> integer groups; cols a multiple of 32.
+    void (*quantize)(const float *x, attar_act y, int32_t n_tokens, int32_t cols);
+
+    // y [T, ldy] columns row0..row1-1 = x w^T for those rows of w. x holds T tokens of w->cols values.
+    // The result of each (token, row) does not depend on T, on the row range or on the number of threads.
+    void (*matmul)(const attar_weight *w, int32_t row0, int32_t row1, attar_act x, int32_t n_tokens, float *y,
+                   int64_t ldy);                 // integer types
+    void (*matmul_f32)(const attar_weight *w, int32_t row0, int32_t row1, const float *x, int32_t n_tokens, float *y,
+                       int64_t ldy);             // F32, F16, BF16; x [T, cols] float
+
+    // y = x / sqrt(mean(x^2) + eps) * w over n values (w already holds 1 + weight for Gemma, as GGUF stores it).
+    void (*rms_norm)(const float *x, const float *w, float *y, int32_t n, float eps);
+
+    // Rotates x [head_dim] by the angles whose cosines and sines are given, [head_dim / 2] each.
+    // half-split pairs (j, j + head_dim/2) if !interleaved, else (2j, 2j + 1) (llama-family GGUF rows are permuted for it).
+    void (*rope)(float *x, const float *cosines, const float *sines, int32_t head_dim, bool interleaved);
+
+    // Attends `n_heads` query heads that share one KV head over `n_keys` consecutive cache rows, continuing `state`.
+    //   q [n_heads, head_dim], already scaled; k, v [n_keys, stride] f16 rows of head_dim; softcap 0 is none
+    //   state [n_heads], acc [n_heads, head_dim]: start from max -INFINITY, sum 0, acc 0; finish with acc / sum
+    //   scores: scratch [n_heads * n_keys_at_once], see ATTAR_ATTEND_CHUNK
+    void (*attend)(const float *q, const uint16_t *k, const uint16_t *v, int64_t stride, int32_t n_keys,
+                   int32_t n_heads, int32_t head_dim, float softcap, attar_softmax *state, float *acc, float *scores);
+
+    void (*f32_to_f16)(const float *x, uint16_t *y, int32_t n);
+    void (*silu_mul)(const float *gate, const float *up, float *y, int32_t n);  // y = gate * sigmoid(gate) * up
+    void (*gelu_mul)(const float *gate, const float *up, float *y, int32_t n);  // y = gelu_tanh(gate) * up
+    void (*add)(float *x, const float *y, int32_t n);                           // x += y
+    void (*scale)(float *x, float factor, int32_t n);
+    void (*soft_cap)(float *x, float cap, int32_t n);                           // x = cap * tanh(x / cap)
+} attar_kernels;
+
+enum { ATTAR_ATTEND_CHUNK = 256 };  // keys whose scores are held at once; scratch is n_heads * this
+
+extern const attar_kernels attar_kernels_scalar;
+extern const attar_kernels attar_kernels_avx2;    // built on x86-64 only
+extern const attar_kernels attar_kernels_avx512;  // built on x86-64 only; uses VNNI where the CPU has it
+
+// The best table this CPU runs. Reads CPUID once; never fails (scalar runs everywhere).
+const attar_kernels *attar_kernels_choose(void);
+// Tables this CPU can run, best first, for tests; returns the number written (at most 4).
+int32_t attar_kernels_available(const attar_kernels *out[4]);
+
+#endif

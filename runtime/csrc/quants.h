@@ -1,0 +1,60 @@
+// quants.h: the ggml block formats this runtime reads, and the activation format its integer kernels use.
+//
+// Weights w [rows, cols] are rows of blocks. Every block format is, on each group of 32 values (16 for Q6_K),
+//     w_i = scale * q_i + offset,   q_i an integer of at most 8 bits,
+// so a row times an activation vector x is   sum_groups  scale * sum(q_i x_i) + offset * sum(x_i).
+//
+// Activations are rounded to 16-bit integers per group of 32 (attar_act): x_i ~ d * a_i, a_i in [-32767, 32767]. The
+// rounding error is 2^-16 of the group's maximum, so logits agree with float arithmetic to about 1e-3, while the
+// products stay integer (vpmaddwd, vpdpwssd). Eight-bit activations are a later choice, not a replacement.
+#ifndef ATTAR_QUANTS_H
+#define ATTAR_QUANTS_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+enum { ATTAR_GROUP = 32 };
+
+// ggml type numbers.
+typedef enum {
+    ATTAR_F32 = 0,
+    ATTAR_F16 = 1,
+    ATTAR_Q4_0 = 2,
+    ATTAR_Q4_1 = 3,
+    ATTAR_Q5_0 = 6,
+    ATTAR_Q8_0 = 8,
+    ATTAR_Q4_K = 12,
+    ATTAR_Q5_K = 13,
+    ATTAR_Q6_K = 14,
+    ATTAR_BF16 = 30,
+    ATTAR_TYPE_LIMIT = 31,
+} attar_type;
+
+typedef struct {
+    const char *name;     // NULL: a type number this runtime does not read
+    uint32_t block_cols;  // values in a block; cols must be a multiple
+    uint32_t block_bytes;
+    bool integer;         // true: kernels take attar_act; false: kernels take float activations
+} attar_type_info;
+
+// Information on a type number; .name is NULL for any number that is not readable.
+attar_type_info attar_type_get(uint32_t type);
+
+// Bytes of a row of `cols` values; 0 if cols is not a positive multiple of the block.
+uint64_t attar_row_bytes(uint32_t type, uint64_t cols);
+
+// Activations of T tokens, each of `cols` values (a multiple of 32), as integers.
+typedef struct {
+    int16_t *q;  // [T, cols]
+    float *d;    // [T, cols / 32], scale of each group
+    float *s;    // [T, cols / 32], d * sum of the group's q, for formats with an offset
+} attar_act;
+
+// Decodes one row to float: the specification of each format. y [cols].
+void attar_dequantize_row(uint32_t type, const uint8_t *row, float *y, uint64_t cols);
+
+float attar_f16_to_f32(uint16_t h);
+uint16_t attar_f32_to_f16(float f);  // round to nearest even, as IEEE 754
+
+#endif
