@@ -44,6 +44,15 @@ attar_type_info attar_type_get(uint32_t type);
 // Bytes of a row of `cols` values; 0 if cols is not a positive multiple of the block.
 uint64_t attar_row_bytes(uint32_t type, uint64_t cols);
 
+// 32 consecutive weights as integers: w_i = scale[i / 16] * q_i + offset. Only Q6_K has two different scales.
+typedef struct {
+    int8_t q[ATTAR_GROUP];
+    float scale[2], offset;
+} attar_group;
+
+// Decodes group `group` (values 32 * group ...) of a row of an integer type.
+void attar_decode_group(uint32_t type, const uint8_t *row, uint64_t group, attar_group *out);
+
 // Activations of T tokens, each of `cols` values (a multiple of 32), as integers.
 typedef struct {
     int16_t *q;  // [T, cols]
