@@ -1,0 +1,64 @@
+"""The parts of a decoder layer without memory: norms, projections, the gated MLP, caps and embeddings.
+
+Weights are `[out, in]`, as in Hugging Face checkpoints, and are contracted on their last axis: no transposed copy.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from attar.engine.config import Activation
+
+# One layer's weights by Hugging Face name, or all layers' stacked on a leading axis L.
+Layer = dict[str, Array]
+
+
+def linear(x: Float[Array, "*batch in"], weight: Float[Array, "out in"]) -> Float[Array, "*batch out"]:
+    """x times the transpose of `weight`, without bias."""
+    return jax.lax.dot_general(x, weight, (((x.ndim - 1,), (1,)), ((), ())))  # [..., out]
+
+
+def rms_norm(
+    x: Float[Array, "*batch D"], weight: Float[Array, " D"], eps: float, plus_one: bool
+) -> Float[Array, "*batch D"]:
+    """x / sqrt(mean(x^2) + eps) * (weight, or 1 + weight), in float32, cast back to x's dtype.
+
+    References:
+      Zhang and Sennrich, 2019, arXiv:1910.07467, eq. 4. Gemma stores the deviation of its weights from 1.
+    """
+    wide = x.astype(jnp.float32)
+    inverse = jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + eps)  # [..., 1]
+    gain = weight.astype(jnp.float32) + (1.0 if plus_one else 0.0)  # [D]
+    return (wide * inverse * gain).astype(x.dtype)
+
+
+def activate(x: Float[Array, "*shape"], activation: Activation) -> Float[Array, "*shape"]:
+    """SiLU, or GELU in its tanh approximation."""
+    return jax.nn.silu(x) if activation == "silu" else jax.nn.gelu(x, approximate=True)
+
+
+def gated_mlp(x: Float[Array, "B T D"], layer: Layer, activation: Activation) -> Float[Array, "B T D"]:
+    """down(activation(gate(x)) * up(x)): SwiGLU or GeGLU.
+
+    References:
+      Shazeer, 2020, arXiv:2002.05202, eq. 6.
+    """
+    gate = activate(linear(x, layer["gate_proj"]), activation)  # [B, T, F]
+    return linear(gate * linear(x, layer["up_proj"]), layer["down_proj"])  # [B, T, D]
+
+
+def soft_cap(x: Float[Array, "*shape"], cap: float | None) -> Float[Array, "*shape"]:
+    """cap * tanh(x / cap), which keeps |x| below cap; None leaves x."""
+    return x if cap is None else cap * jnp.tanh(x / cap)
+
+
+def embed(table: Float[Array, "V D"], tokens: Int[Array, "B T"], scaled: bool) -> Float[Array, "B T D"]:
+    """Rows of the token table, times sqrt(D) where the family scales its embeddings.
+
+    The factor is cast to the table's dtype before the product, as Gemma was trained: in bfloat16, sqrt(2304) is 48
+    but sqrt(3584) = 59.87 becomes 59.75.
+    """
+    x = table[tokens]  # [B, T, D]
+    return x * jnp.asarray(table.shape[1] ** 0.5, dtype=table.dtype) if scaled else x

@@ -1,0 +1,241 @@
+"""One decoder for Gemma 2, Gemma 3 (text) and Llama: pure functions from a config and a pytree of weights.
+
+```
+Params = {
+  "embed_tokens": [V, D], "norm": [D], ("lm_head": [V, D],)
+  "layers": {"q_proj": [L, N*H, D], "k_proj": [L, K*H, D], "v_proj": [L, K*H, D], "o_proj": [L, D, N*H],
+             "gate_proj": [L, F, D], "up_proj": [L, F, D], "down_proj": [L, D, F],
+             "input_layernorm": [L, D], "post_attention_layernorm": [L, D],
+             ("pre_feedforward_layernorm": [L, D], "post_feedforward_layernorm": [L, D],)
+             ("q_norm": [L, H], "k_norm": [L, H])}}
+```
+Training scans over the stacked layers, so compile time does not grow with depth; what differs from layer to layer (the
+window, the RoPE table) is a scalar that is scanned along. Cached steps unroll the layers instead, see `kv_cache`.
+Activations have the dtype of `embed_tokens`; norms, softmax and logits are float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, Int
+
+from attar.engine.attention import UNLIMITED_WINDOW, attend, visible_keys
+from attar.engine.config import ModelConfig
+from attar.engine.kv_cache import KVCache, write_positions, write_slots
+from attar.engine.layers import Layer, embed, gated_mlp, linear, rms_norm, soft_cap
+from attar.engine.rope import apply_rope, rope_tables
+
+Params = dict[str, Any]
+# (rotated q, rotated k, v) of one layer -> attended values [B, T, N, H]
+_Attention = Callable[[Array, Array, Array], Array]
+
+
+def layer_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Shape of each weight of one layer, by Hugging Face name."""
+    D, F, H = config.hidden_size, config.intermediate_size, config.head_dim
+    heads, kv_heads = config.num_attention_heads * H, config.num_key_value_heads * H
+    shapes: dict[str, tuple[int, ...]] = {
+        "q_proj": (heads, D),
+        "k_proj": (kv_heads, D),
+        "v_proj": (kv_heads, D),
+        "o_proj": (D, heads),
+        "gate_proj": (F, D),
+        "up_proj": (F, D),
+        "down_proj": (D, F),
+        "input_layernorm": (D,),
+        "post_attention_layernorm": (D,),
+    }
+    if config.use_post_norms:
+        shapes |= {"pre_feedforward_layernorm": (D,), "post_feedforward_layernorm": (D,)}
+    if config.use_qk_norm:
+        shapes |= {"q_norm": (H,), "k_norm": (H,)}
+    return shapes
+
+
+def param_shapes(config: ModelConfig, dtype: DTypeLike = jnp.float32) -> Params:
+    """The parameter pytree with shapes and dtypes in place of arrays."""
+    table = jax.ShapeDtypeStruct((config.vocab_size, config.hidden_size), dtype)
+    stacked = {
+        name: jax.ShapeDtypeStruct((config.num_hidden_layers, *shape), dtype)
+        for name, shape in layer_shapes(config).items()
+    }
+    shapes: Params = {"embed_tokens": table, "layers": stacked}
+    shapes["norm"] = jax.ShapeDtypeStruct((config.hidden_size,), dtype)
+    return shapes if config.tie_word_embeddings else {**shapes, "lm_head": table}
+
+
+def init_params(config: ModelConfig, key: Array, dtype: DTypeLike = jnp.float32) -> Params:
+    """Random weights: matrices normal with deviation 0.02, branch outputs smaller by sqrt(2 L), norms neutral.
+
+    References:
+      Radford et al., 2019 (GPT-2), section 2.3, for the factor on matrices that write to the residual stream.
+    """
+    residual_scale = (2 * config.num_hidden_layers) ** -0.5
+    neutral = 0.0 if config.norm_plus_one else 1.0
+
+    def init_one(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct, leaf_key: Array) -> Array:
+        name = path[-1].key
+        if "norm" in name:
+            return jnp.full(leaf.shape, neutral, leaf.dtype)
+        deviation = 0.02 * (residual_scale if name in ("o_proj", "down_proj") else 1.0)
+        return (deviation * jax.random.normal(leaf_key, leaf.shape)).astype(leaf.dtype)
+
+    shapes = param_shapes(config, dtype)
+    paths, tree = jax.tree_util.tree_flatten_with_path(shapes)
+    keys = jax.random.split(key, len(paths))
+    leaves = [init_one(path, leaf, keys[i]) for i, (path, leaf) in enumerate(paths)]
+    return jax.tree_util.tree_unflatten(tree, leaves)  # type: ignore[no-any-return]  # a tree of Params' structure
+
+
+def layer_windows(config: ModelConfig) -> list[int]:
+    """Keys that a query of each layer sees, itself included; UNLIMITED_WINDOW on full-attention layers."""
+    window = config.sliding_window or UNLIMITED_WINDOW
+    return [window if kind == "sliding_attention" else UNLIMITED_WINDOW for kind in config.layer_types]
+
+
+def layer_kinds(config: ModelConfig) -> list[int]:
+    """Row of `rope_tables` that each layer uses."""
+    return [int(kind == "sliding_attention") for kind in config.layer_types]
+
+
+def token_positions(tokens: Int[Array, "B T"], padding_mask: Bool[Array, "B T"] | None) -> Int[Array, "B T"]:
+    """Position of each token among the real tokens of its row; -1 on padding (mask False)."""
+    if padding_mask is None:
+        return jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
+    counts = jnp.cumsum(padding_mask.astype(jnp.int32), axis=1)
+    return jnp.where(padding_mask, counts - 1, -1)
+
+
+def _attention_branch(
+    config: ModelConfig, layer: Layer, x: Float[Array, "B T D"], rope: Float[Array, "2 B T half"], attention: _Attention
+) -> Float[Array, "B T D"]:
+    B, T, _ = x.shape
+    eps, plus_one, H = config.rms_norm_eps, config.norm_plus_one, config.head_dim
+    q = linear(x, layer["q_proj"]).reshape(B, T, config.num_attention_heads, H)
+    k = linear(x, layer["k_proj"]).reshape(B, T, config.num_key_value_heads, H)
+    v = linear(x, layer["v_proj"]).reshape(B, T, config.num_key_value_heads, H)
+    if config.use_qk_norm:
+        q, k = rms_norm(q, layer["q_norm"], eps, plus_one), rms_norm(k, layer["k_norm"], eps, plus_one)
+    attended = attention(apply_rope(q, rope), apply_rope(k, rope), v)  # [B, T, N, H]
+    return linear(attended.reshape(B, T, -1), layer["o_proj"])  # [B, T, D]
+
+
+def decoder_layer(
+    config: ModelConfig, layer: Layer, x: Float[Array, "B T D"], rope: Float[Array, "2 B T half"], attention: _Attention
+) -> Float[Array, "B T D"]:
+    """One layer: attention and MLP branches, each normed before (and in Gemma after), added to the stream."""
+    norm = partial(rms_norm, eps=config.rms_norm_eps, plus_one=config.norm_plus_one)
+    branch = _attention_branch(config, layer, norm(x, layer["input_layernorm"]), rope, attention)
+    if config.use_post_norms:
+        branch = norm(branch, layer["post_attention_layernorm"])
+    x = x + branch
+    # Llama calls the norm before the MLP "post attention"; with post-norms that name belongs to the branch norm.
+    before_mlp = "pre_feedforward_layernorm" if config.use_post_norms else "post_attention_layernorm"
+    branch = gated_mlp(norm(x, layer[before_mlp]), layer, config.hidden_activation)
+    if config.use_post_norms:
+        branch = norm(branch, layer["post_feedforward_layernorm"])
+    return x + branch
+
+
+def hidden_states(
+    params: Params,
+    config: ModelConfig,
+    tokens: Int[Array, "B T"],
+    *,
+    padding_mask: Bool[Array, "B T"] | None = None,
+    remat: bool = False,
+) -> Float[Array, "B T D"]:
+    """Normed output of the last layer for whole sequences, without a cache.
+
+    Args:
+      tokens: Token ids; the value under padding does not matter.
+      padding_mask: True on real tokens, wherever the padding stands; None means no padding. Positions count real
+        tokens, so a left-padded row gives the same states as the row without padding. States on padding are
+        finite and meaningless.
+      remat: Recompute each layer in the backward pass instead of keeping its activations.
+    """
+    positions = token_positions(tokens, padding_mask)
+    ropes = rope_tables(config, positions)  # [kinds, 2, B, T, H/2]
+
+    def step(x: Array, scanned: tuple[Layer, Array, Array]) -> tuple[Array, None]:
+        layer, window, kind = scanned
+        visible = visible_keys(positions, positions, window)
+        attention = partial(attend, visible=visible, scale=config.query_scale, cap=config.attn_logit_softcapping)
+        return decoder_layer(config, layer, x, ropes[kind], attention), None
+
+    x = embed(params["embed_tokens"], tokens, config.scale_embeddings)
+    per_layer = (params["layers"], np.int32(layer_windows(config)), np.int32(layer_kinds(config)))
+    x, _ = jax.lax.scan(jax.checkpoint(step) if remat else step, x, per_layer)
+    return rms_norm(x, params["norm"], config.rms_norm_eps, config.norm_plus_one)
+
+
+def project_logits(params: Params, config: ModelConfig, hidden: Float[Array, "*batch D"]) -> Float[Array, "*batch V"]:
+    """Logits of hidden states, float32, soft-capped where the family caps them.
+
+    Costs 2 * D * V operations a position: select the positions that count before calling it.
+    """
+    table = params["embed_tokens" if config.tie_word_embeddings else "lm_head"]
+    contract = (((hidden.ndim - 1,), (1,)), ((), ()))
+    logits = jax.lax.dot_general(hidden, table, contract, preferred_element_type=jnp.float32)  # [..., V]
+    return soft_cap(logits, config.final_logit_softcapping)
+
+
+def forward(
+    params: Params,
+    config: ModelConfig,
+    tokens: Int[Array, "B T"],
+    *,
+    padding_mask: Bool[Array, "B T"] | None = None,
+    remat: bool = False,
+) -> Float[Array, "B T V"]:
+    """Logits of the token after each position, float32; arguments as in `hidden_states`."""
+    return project_logits(params, config, hidden_states(params, config, tokens, padding_mask=padding_mask, remat=remat))
+
+
+def unstack_layers(params: Params, config: ModelConfig) -> list[Layer]:
+    """One dict of weights a layer. Call it outside a decode loop: each slice of a stacked weight is a copy."""
+    return [{name: w[i] for name, w in params["layers"].items()} for i in range(config.num_hidden_layers)]
+
+
+def cached_hidden_states(
+    params: Params,
+    config: ModelConfig,
+    tokens: Int[Array, "B T"],
+    positions: Int[Array, "B T"],
+    cache: KVCache,
+    *,
+    layers: list[Layer] | None = None,
+) -> tuple[Float[Array, "B T D"], KVCache]:
+    """Reads T tokens after those in the cache: a prefill (T > 1) or a decode step (T = 1).
+
+    Args:
+      tokens: Token ids, appended to the cache from slot `cache.length` on; the caller sees to it that they fit.
+      positions: Position of each token, -1 on padding.
+      layers: `unstack_layers(params, config)` where the caller holds it already.
+
+    Returns:
+      Normed hidden states of the T tokens, and the cache that contains them.
+    """
+    key_positions = write_positions(cache, positions)  # [B, S]
+    ropes = rope_tables(config, positions)
+    keys, values = list(cache.keys), list(cache.values)
+    masks = {window: visible_keys(positions, key_positions, window) for window in set(layer_windows(config))}
+    x = embed(params["embed_tokens"], tokens, config.scale_embeddings)
+    for i, layer in enumerate(layers or unstack_layers(params, config)):
+        visible = masks[layer_windows(config)[i]]
+
+        def attention(q: Array, k: Array, v: Array, i: int = i, visible: Array = visible) -> Array:
+            keys[i], values[i] = write_slots(keys[i], k, cache.length), write_slots(values[i], v, cache.length)
+            scale, cap = config.query_scale, config.attn_logit_softcapping
+            return attend(q, keys[i].astype(q.dtype), values[i].astype(q.dtype), visible, scale=scale, cap=cap)
+
+        x = decoder_layer(config, layer, x, ropes[layer_kinds(config)[i]], attention)
+    hidden = rms_norm(x, params["norm"], config.rms_norm_eps, config.norm_plus_one)
+    return hidden, KVCache(tuple(keys), tuple(values), key_positions, cache.length + tokens.shape[1])
