@@ -10,7 +10,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
+
 from attar.engine.config import Activation, ModelConfig, RopeScaling
+from attar.engine.rope import inverse_frequencies
 
 V = TypeVar("V")
 
@@ -26,6 +30,7 @@ class AttentionSpec:
       soft_cap: Scores become cap * tanh(score / cap) before masking; None leaves them.
       rope_theta: Base of the rotary embedding, half-split pairing (j, j + head_dim / 2).
       rope_scaling: Frequency scaling of the rotary embedding; None leaves the frequencies.
+      rope_frequencies: Radians per position of each pair, base and scaling worked in, float32 [head_dim / 2].
     """
 
     layer: int
@@ -37,6 +42,7 @@ class AttentionSpec:
     soft_cap: float | None
     rope_theta: float
     rope_scaling: RopeScaling | None
+    rope_frequencies: NDArray[np.float32]
 
 
 class Emitter(Protocol[V]):
@@ -99,7 +105,8 @@ def emit_logits(config: ModelConfig, emitter: Emitter[V], hidden: V) -> V:
 
 def attention_spec(config: ModelConfig, layer: int) -> AttentionSpec:
     """The attention of one layer, resolved from the config."""
-    local = config.layer_types[layer] == "sliding_attention"
+    kind = config.layer_types[layer]
+    local = kind == "sliding_attention"
     return AttentionSpec(
         layer=layer,
         num_heads=config.num_attention_heads,
@@ -110,6 +117,7 @@ def attention_spec(config: ModelConfig, layer: int) -> AttentionSpec:
         soft_cap=config.attn_logit_softcapping,
         rope_theta=config.rope_local_base_freq if local else config.rope_theta,
         rope_scaling=None if local else config.rope_scaling,
+        rope_frequencies=inverse_frequencies(config, kind),
     )
 
 
