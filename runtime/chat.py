@@ -1,0 +1,166 @@
+"""A conversation on a session: the KV cache is kept across turns, so each turn reads only its new tokens."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from attar.runtime.session import Logits, Session, SessionError
+
+Message = dict[str, str]
+Render = Callable[[Sequence[Message], bool], str]
+Draw = Callable[[Logits], int]
+
+
+class ChatTokenizer(Protocol):
+    """What a conversation needs of a tokenizer."""
+
+    def encode(self, text: str, *, add_special: bool = False, parse_special: bool = True) -> list[int]: ...
+    def token_bytes(self, token: int) -> bytes: ...
+    def is_end(self, token: int) -> bool: ...
+
+
+@dataclass
+class TurnStats:
+    """What one reply cost. Times in seconds."""
+
+    prompt_tokens: int = 0
+    reused_tokens: int = 0
+    prefill_seconds: float = 0.0
+    reply_tokens: int = 0
+    decode_seconds: float = 0.0
+    stopped: str = "end"  # "end" of turn, "length" of the reply, "context" full, "interrupt"
+
+    @property
+    def decode_tokens_per_second(self) -> float:
+        """Reply tokens over decode seconds; 0 before the second token."""
+        return self.reply_tokens / self.decode_seconds if self.decode_seconds else 0.0
+
+
+@dataclass
+class Conversation:
+    """Messages so far, and the session that has read them.
+
+    Attributes:
+      render: Text of messages by the model's chat template, with or without the opening of a reply; None for a
+        base model, whose turns are then raw text to be continued.
+      draw: Chooses a token from logits [V].
+    """
+
+    session: Session
+    tokenizer: ChatTokenizer
+    draw: Draw
+    render: Render | None = None
+    messages: list[Message] = field(default_factory=list)
+    stats: TurnStats = field(default_factory=TurnStats)
+    _held: list[int] = field(default_factory=list)
+
+    def reset(self) -> None:
+        """Forgets everything but a leading system message."""
+        self.messages = [m for m in self.messages[:1] if m["role"] == "system"]
+        self._held = []
+        self.session.rewind(0)
+
+    def send(self, text: str, max_tokens: int) -> Iterator[str]:
+        """Appends a user turn and yields the reply as it is decoded.
+
+        Closing the iterator (or a KeyboardInterrupt inside it) ends the reply; what was said so far stays in the
+        conversation and in the cache.
+
+        Raises:
+          SessionError: If the turn does not fit the context; the conversation is then as before.
+        """
+        new_tokens = self._turn_tokens(text)
+        logits = self._read(new_tokens)
+        self.messages.append({"role": "user", "content": text})
+        pieces: list[str] = []
+        try:
+            for piece in self._reply(logits, max_tokens):
+                pieces.append(piece)
+                yield piece
+        except (KeyboardInterrupt, GeneratorExit):
+            self.stats.stopped = "interrupt"
+            raise
+        finally:
+            self.messages.append({"role": "assistant", "content": "".join(pieces)})
+
+    def _turn_tokens(self, text: str) -> list[int]:
+        """Tokens to append to what the cache holds so that the model is about to reply to `text`."""
+        first = not self._held
+        if self.render is None:
+            return self.tokenizer.encode(text, add_special=first, parse_special=False)
+        user: Message = {"role": "user", "content": text}
+        if first:
+            return self.tokenizer.encode(self.render([*self.messages, user], True), add_special=False)
+        return self.tokenizer.encode(self._suffix(user), add_special=False)
+
+    def _suffix(self, user: Message) -> str:
+        """What the template writes after the last reply: the reply's closing, the user turn, the next opening.
+
+        The whole conversation is rendered twice, with and without the new turn's opening, and the text after the
+        last reply is taken, so that the reply itself stays in the cache as it was sampled.
+        """
+        assert self.render is not None
+        text = self.render([*self.messages, user], True)
+        reply = self.messages[-1]["content"]
+        before = self.render(self.messages[:-1], True)
+        if not text.startswith(before):
+            raise SessionError(
+                "the chat template rewrites earlier turns, so the cache cannot be kept; start again with /reset"
+            )
+        rest = text[len(before) :]
+        for candidate in (reply, reply.strip()):  # several templates trim replies
+            if rest.startswith(candidate):
+                return rest[len(candidate) :]
+        raise SessionError("the chat template does not repeat the reply as it was said; start again with /reset")
+
+    def _read(self, tokens: list[int]) -> Logits:
+        if self.session.position + len(tokens) > self.session.context_length:
+            raise SessionError(
+                f"the turn needs {len(tokens)} tokens and {self.session.context_length - self.session.position} of "
+                f"{self.session.context_length} are left; shorten it, or /reset"
+            )
+        started = time.perf_counter()
+        logits = self.session.prefill(tokens)
+        self.stats = TurnStats(
+            prompt_tokens=len(tokens), reused_tokens=len(self._held), prefill_seconds=time.perf_counter() - started
+        )
+        self._held += tokens
+        return logits
+
+    def _reply(self, logits: Logits, max_tokens: int) -> Iterator[str]:
+        pending = b""
+        for _ in range(max_tokens):
+            token = self.draw(logits)
+            if self.tokenizer.is_end(token):
+                break
+            if self.session.position >= self.session.context_length:
+                self.stats.stopped = "context"
+                break
+            pending += self.tokenizer.token_bytes(token)
+            text, pending = split_utf8(pending)
+            started = time.perf_counter()
+            logits = self.session.decode(token)
+            self.stats.decode_seconds += time.perf_counter() - started
+            self.stats.reply_tokens += 1
+            self._held.append(token)
+            if text:
+                yield text
+        else:
+            self.stats.stopped = "length"
+        if pending:
+            yield pending.decode("utf-8", "replace")
+
+
+def split_utf8(data: bytes) -> tuple[str, bytes]:
+    """The text that is complete in `data`, and the bytes of a character still to come (at most 3)."""
+    for held in range(min(3, len(data)) + 1):
+        cut = len(data) - held
+        try:
+            return data[:cut].decode("utf-8"), data[cut:]
+        except UnicodeDecodeError as error:
+            if error.reason != "unexpected end of data":
+                break
+    return data.decode("utf-8", "replace"), b""
