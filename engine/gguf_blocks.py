@@ -143,8 +143,9 @@ def unpack_scales(packed: Bytes) -> tuple[Bytes, Bytes]:
       Scales and minimums, each uint8[blocks, 8] of values below 64.
     """
     first, second, low = packed[:, 0:4], packed[:, 4:8], packed[:, 8:12]
-    scales = np.concatenate([first & 63, (low & 15) | (first >> 6 << 4)], axis=1)
-    minimums = np.concatenate([second & 63, (low >> 4) | (second >> 6 << 4)], axis=1)
+    low_bits, top_bits = np.uint8(63), np.uint8(48)  # a byte's top two bits, shifted by 2, are bits 4 and 5
+    scales = np.concatenate([first & low_bits, (low & np.uint8(15)) | (first >> np.uint8(2) & top_bits)], axis=1)
+    minimums = np.concatenate([second & low_bits, (low >> np.uint8(4)) | (second >> np.uint8(2) & top_bits)], axis=1)
     return scales, minimums
 
 
@@ -155,7 +156,7 @@ def _half(blocks: Bytes, start: int) -> Floats:
 
 def _nibbles(packed: Bytes) -> Bytes:
     """Low nibbles of each row, then its high nibbles: uint8[n, k] to uint8[n, 2k]."""
-    return np.concatenate([packed & 15, packed >> 4], axis=1)
+    return np.concatenate([packed & np.uint8(15), packed >> np.uint8(4)], axis=1)
 
 
 def _decode_f32(blocks: Bytes) -> Floats:
@@ -184,7 +185,7 @@ def _decode_q4_1(blocks: Bytes) -> Floats:
 
 def _decode_q5_0(blocks: Bytes) -> Floats:
     high = np.unpackbits(blocks[:, 2:6], axis=1, bitorder="little")  # [blocks, 32]
-    return _half(blocks, 0) * ((_nibbles(blocks[:, 6:]) | (high << 4)).astype(np.float32) - 16)
+    return _half(blocks, 0) * ((_nibbles(blocks[:, 6:]) | (high << np.uint8(4))).astype(np.float32) - 16)
 
 
 def _decode_q4_k(blocks: Bytes) -> Floats:
@@ -197,7 +198,7 @@ def _decode_q5_k(blocks: Bytes) -> Floats:
     low = _nibbles(blocks[:, 48:].reshape(-1, 32)).reshape(-1, 8, 32)
     # Bit g of byte i is the fifth bit of value i of group g.
     high = np.unpackbits(blocks[:, 16:48], axis=1, bitorder="little").reshape(-1, 32, 8).transpose(0, 2, 1)
-    return _apply_group_scales(blocks, low | (high << 4))
+    return _apply_group_scales(blocks, low | (high << np.uint8(4)))
 
 
 def _apply_group_scales(blocks: Bytes, q: Bytes) -> Floats:
@@ -205,20 +206,18 @@ def _apply_group_scales(blocks: Bytes, q: Bytes) -> Floats:
     scales, minimums = unpack_scales(blocks[:, 4:16])
     d = (_half(blocks, 0) * scales.astype(np.float32))[:, :, None]  # [blocks, 8, 1]
     m = (_half(blocks, 2) * minimums.astype(np.float32))[:, :, None]
-    result: Floats = d * q.astype(np.float32) - m
-    return result
+    return (d * q.astype(np.float32) - m).astype(np.float32, copy=False)
 
 
 def _decode_q6_k(blocks: Bytes) -> Floats:
     # Each half of 128 values: 64 bytes of nibbles (low halves first), 32 bytes of four 2-bit high parts.
     low = _nibbles(blocks[:, :128].reshape(-1, 64)).reshape(-1, 2, 4, 32)
     shifts = np.array([0, 2, 4, 6], np.uint8)[:, None]
-    high = (blocks[:, 128:192].reshape(-1, 2, 1, 32) >> shifts) & 3  # [blocks, 2, 4, 32]
-    q = (low | (high << 4)).astype(np.float32) - 32
+    high = (blocks[:, 128:192].reshape(-1, 2, 1, 32) >> shifts) & np.uint8(3)  # [blocks, 2, 4, 32]
+    q = (low | (high << np.uint8(4))).astype(np.float32) - np.float32(32)
     scales = blocks[:, 192:208].view(np.int8).astype(np.float32)  # [blocks, 16]
     d = (_half(blocks, 208) * scales)[:, :, None]
-    result: Floats = d * q.reshape(-1, 16, 16)
-    return result
+    return (d * q.reshape(-1, 16, 16)).astype(np.float32, copy=False)
 
 
 _DECODERS: dict[str, Callable[[Bytes], Floats]] = {

@@ -285,10 +285,10 @@ def _gemma_fields(keys: _Keys) -> dict[str, Any]:
         raise keys.fail("attn_logit_softcapping", f"must be absent: Gemma 3 does not cap scores, got {attention_cap}")
     return {
         "layer_types": _layer_types(keys, layers),
-        "sliding_window": keys.integer("attention.sliding_window"),
+        "sliding_window": keys.integer("attention.sliding_window", None if gemma3 else 4096),
         "rope_theta": theta,
         "rope_local_base_freq": keys.number("rope.freq_base_swa", 10000.0 if gemma3 else theta),
-        "rope_scaling": _linear_rope_scaling(keys),
+        "rope_scaling": _gemma_rope_scaling(keys),
         "query_pre_attn_scalar": default_query_scalar(
             keys.prefix, layers, keys.integer("embedding_length"), heads, _head_dim(keys)
         ),
@@ -323,6 +323,14 @@ def _linear_rope_scaling(keys: _Keys) -> RopeScaling | None:
     if factor <= 0:
         raise keys.fail("rope.scaling.factor", f"must be positive, got {factor}")
     return None if factor == 1.0 else RopeScaling("linear", factor)
+
+
+def _gemma_rope_scaling(keys: _Keys) -> RopeScaling | None:
+    scaling = _linear_rope_scaling(keys)
+    if scaling is not None and keys.prefix == "gemma2":
+        # llama.cpp would scale Gemma 2's local layers too, ModelConfig's scaling is for full layers only.
+        raise keys.fail("rope.scaling.type", "must be 'none' for Gemma 2")
+    return scaling
 
 
 def _llama_rope_scaling(keys: _Keys, theta: float) -> RopeScaling | None:
