@@ -1,0 +1,302 @@
+"""Models on disk: read Hugging Face folders and GGUF files, write folders that transformers opens unchanged.
+
+```
+folder/  config.json  generation_config.json  model.safetensors  tokenizer files  attar.json (provenance)
+```
+In memory the layers of one weight are stacked; on disk each is a tensor, `model.layers.3.self_attn.q_proj.weight`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+from numpy.typing import NDArray
+
+from attar.engine import gguf_reader, safetensors_files
+from attar.engine.config import ConfigError, ModelConfig
+from attar.engine.gguf_names import hf_shapes
+from attar.engine.safetensors_files import CheckpointError, Shape, read_json
+from attar.engine.transformer import Params, layer_shapes, param_shapes
+
+if TYPE_CHECKING:
+    from attar.engine.tokenizer import Tokenizer
+
+__all__ = [
+    "CheckpointError",
+    "Model",
+    "load_config",
+    "load_model",
+    "load_params",
+    "params_from_tensors",
+    "read_tensors",
+    "save_model",
+    "tensors_from_params",
+]
+
+PROVENANCE = "attar.json"
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+)
+_OWN_FILES = frozenset(
+    {"config.json", "generation_config.json", safetensors_files.SINGLE, PROVENANCE, *TOKENIZER_FILES}
+)
+
+
+class Model(NamedTuple):
+    """A model ready to run. `params` are as described in `attar.engine.transformer`."""
+
+    config: ModelConfig
+    params: Params
+    tokenizer: Tokenizer
+
+
+def load_model(source: Path, dtype: DTypeLike = jnp.float32) -> Model:
+    """Config, weights and tokenizer of a Hugging Face folder or a GGUF file.
+
+    Args:
+      dtype: Of the weights in memory, whatever they are on disk.
+
+    Raises:
+      CheckpointError: If the folder is not a whole, consistent checkpoint of a known family.
+      GgufError: The same for a GGUF file.
+      TokenizerError: If the tokenizer is missing or cannot be read.
+    """
+    from attar.engine.tokenizer import load_tokenizer  # here, as weights alone are often enough
+
+    config, params = load_params(source, dtype)
+    return Model(config, params, load_tokenizer(source))
+
+
+def load_params(source: Path, dtype: DTypeLike = jnp.float32) -> tuple[ModelConfig, Params]:
+    """`load_model` without the tokenizer."""
+    config = load_config(source)
+    return config, _fill(config, _checked_tensors(source, config), dtype, str(source))
+
+
+def load_config(source: Path) -> ModelConfig:
+    """The description of the model in a folder or GGUF file.
+
+    A folder's `generation_config.json` often names more end tokens than its `config.json`; all of them count.
+
+    Raises:
+      CheckpointError: If there is no model, or attar does not implement it.
+    """
+    if _is_gguf(source):
+        return gguf_reader.config_from_gguf(gguf_reader.read_gguf(source))
+    path = source / "config.json"
+    try:
+        config = ModelConfig.from_hf(read_json(path))
+    except ConfigError as error:
+        raise CheckpointError(f"{path}: {error}; attar cannot run this model") from None
+    return config.replace(eos_token_ids=_end_tokens(source, config.eos_token_ids))
+
+
+def read_tensors(source: Path) -> dict[str, NDArray[np.float32]]:
+    """All weights as float32 under Hugging Face names, checked against the config."""
+    return dict(_checked_tensors(source, load_config(source)))
+
+
+def params_from_tensors(
+    config: ModelConfig, tensors: Mapping[str, NDArray[Any]], dtype: DTypeLike = jnp.float32
+) -> Params:
+    """Stacks tensors with Hugging Face names into the parameter pytree.
+
+    Raises:
+      CheckpointError: If a tensor is missing, unexpected or of a shape that does not fit the config.
+    """
+    check_shapes("tensors", config, {name: tensor.shape for name, tensor in tensors.items()})
+    return _fill(config, tensors.items(), dtype, "tensors")
+
+
+def tensors_from_params(config: ModelConfig, params: Params) -> dict[str, NDArray[Any]]:
+    """The parameter pytree as tensors with Hugging Face names, in the dtype they have."""
+    tensors = {f"model.{name}.weight": np.asarray(params[name]) for name in ("embed_tokens", "norm")}
+    if not config.tie_word_embeddings:
+        tensors["lm_head.weight"] = np.asarray(params["lm_head"])
+    for name, stacked in params["layers"].items():
+        for i, weight in enumerate(np.asarray(stacked)):
+            tensors[_layer_tensor(i, name)] = weight
+    return tensors
+
+
+def save_model(
+    folder: Path,
+    config: ModelConfig,
+    params: Params,
+    tokenizer_source: Path | None = None,
+    provenance: Mapping[str, Any] | None = None,
+) -> None:
+    """Writes a checkpoint folder, whole or not at all; a folder that attar wrote before is replaced.
+
+    Args:
+      tokenizer_source: Folder or GGUF file whose tokenizer the model shares; None writes no tokenizer.
+      provenance: Where the weights come from (teacher, data hash, method, seed); goes to `attar.json`.
+
+    Raises:
+      CheckpointError: If the folder holds anything that attar did not write, or cannot be written.
+    """
+    _check_replaceable(folder)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as staging:
+            fresh = Path(staging, "new")
+            fresh.mkdir()
+            _write_files(fresh, config, params, tokenizer_source, provenance)
+            if folder.exists():
+                os.replace(folder, Path(staging, "old"))  # removed with the staging folder
+            os.replace(fresh, folder)
+    except OSError as error:
+        raise CheckpointError(f"{folder}: cannot be written: {error}; choose another folder or free space") from error
+
+
+def check_shapes(place: str, config: ModelConfig, found: Mapping[str, Shape]) -> None:
+    """Compares tensor names and shapes with those the config asks for.
+
+    A tied head stored as a second copy is allowed, as transformers ignores it.
+
+    Args:
+      place: What to name in the error: the file or folder.
+
+    Raises:
+      CheckpointError: If a tensor is missing, unexpected or misshapen.
+    """
+    expected = hf_shapes(config)
+    allowed = {**expected, "lm_head.weight": (config.vocab_size, config.hidden_size)}
+    missing, unknown = sorted(expected.keys() - found.keys()), sorted(found.keys() - allowed.keys())
+    if missing:
+        raise CheckpointError(f"{place}: lacks {_count(missing)} that the config asks for; fetch the rest of the model")
+    if unknown:
+        raise CheckpointError(
+            f"{place}: holds {_count(unknown)} that {config.model_type} does not use; attar does not run this variant"
+        )
+    for name, shape in found.items():
+        if shape != allowed[name]:
+            raise CheckpointError(
+                f"{place}: tensor {name!r} must be {list(allowed[name])} by the config, got {list(shape)}; "
+                "config.json and the weights belong to different models"
+            )
+
+
+def _count(names: list[str]) -> str:
+    shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+    return f"{len(names)} tensor{'s' if len(names) > 1 else ''} ({shown})"
+
+
+def _is_gguf(source: Path) -> bool:
+    """Whether a source is a GGUF file rather than a folder.
+
+    Raises:
+      CheckpointError: If it is neither.
+    """
+    if source.is_file() and source.suffix == ".gguf":
+        return True
+    if not source.is_dir():
+        state = "is not a .gguf file" if source.exists() else "does not exist"
+        raise CheckpointError(f"{source}: {state}; give a Hugging Face model folder or a .gguf file")
+    return False
+
+
+def _end_tokens(folder: Path, from_config: tuple[int, ...]) -> tuple[int, ...]:
+    path = folder / "generation_config.json"
+    named = read_json(path).get("eos_token_id") if path.is_file() else None
+    ids = [] if named is None else named if isinstance(named, list) else [named]
+    if not all(isinstance(i, int) for i in ids):
+        raise CheckpointError(f"{path}: eos_token_id must be an id or a list of ids, got {named!r}; correct it")
+    return tuple(dict.fromkeys((*from_config, *ids)))
+
+
+def _checked_tensors(source: Path, config: ModelConfig) -> Iterable[tuple[str, NDArray[np.float32]]]:
+    """Each tensor in turn, after names and shapes of all have been checked."""
+    if _is_gguf(source):
+        return gguf_reader.iter_tensors(gguf_reader.read_gguf(source), config)
+    shards = safetensors_files.find_shards(source)
+    found: dict[str, Shape] = {}
+    for shard in shards:
+        found |= safetensors_files.read_shapes(shard)
+    place = str(shards[0] if len(shards) == 1 else source)
+    check_shapes(place, config, found)
+    return (pair for shard in shards for pair in safetensors_files.iter_tensors(shard))
+
+
+def _fill(config: ModelConfig, tensors: Iterable[tuple[str, NDArray[Any]]], dtype: DTypeLike, place: str) -> Params:
+    """Copies tensors into stacked arrays one at a time, so that a model is held once."""
+    shapes = param_shapes(config, dtype)
+    arrays: Params = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), shapes)
+    slots = {f"model.{name}.weight": arrays[name] for name in ("embed_tokens", "norm")}
+    slots["lm_head.weight"] = arrays["embed_tokens" if config.tie_word_embeddings else "lm_head"]
+    for name, stacked in arrays["layers"].items():
+        slots |= {_layer_tensor(i, name): stacked[i : i + 1].reshape(stacked.shape[1:]) for i in range(len(stacked))}
+    for name, tensor in tensors:
+        if config.tie_word_embeddings and name == "lm_head.weight":
+            continue  # a copy of the token table
+        slots[name][...] = tensor
+    return jax.tree.map(jnp.asarray, arrays)  # type: ignore[no-any-return]  # a tree of Params' structure
+
+
+def _layer_tensor(index: int, name: str) -> str:
+    """Hugging Face name of one layer's weight: q_proj of layer 3 is `model.layers.3.self_attn.q_proj.weight`."""
+    if name in ("gate_proj", "up_proj", "down_proj"):
+        return f"model.layers.{index}.mlp.{name}.weight"
+    return f"model.layers.{index}.{'' if name.endswith('layernorm') else 'self_attn.'}{name}.weight"
+
+
+def _check_replaceable(folder: Path) -> None:
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder}: is a file; choose another folder for the model")
+    entries = {entry.name for entry in folder.iterdir()}
+    foreign = sorted(entries - _OWN_FILES)
+    if entries and (foreign or PROVENANCE not in entries):
+        what = f"it contains {foreign[0]!r}" if foreign else f"it has no {PROVENANCE}"
+        raise CheckpointError(f"{folder}: was not written by attar alone ({what}); choose another folder")
+
+
+def _write_files(
+    folder: Path,
+    config: ModelConfig,
+    params: Params,
+    tokenizer_source: Path | None,
+    provenance: Mapping[str, Any] | None,
+) -> None:
+    hf = config.to_hf() | {"torch_dtype": str(params["embed_tokens"].dtype)}
+    tokens = {name: hf[name] for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    _write_json(folder / "config.json", hf)
+    _write_json(folder / "generation_config.json", {k: v for k, v in tokens.items() if v is not None})
+    _write_json(folder / PROVENANCE, dict(provenance or {}))
+    safetensors_files.write_safetensors(folder / safetensors_files.SINGLE, tensors_from_params(config, params))
+    if tokenizer_source is not None:
+        _write_tokenizer(folder, tokenizer_source)
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _write_tokenizer(folder: Path, source: Path) -> None:
+    """Copies a folder's tokenizer files, or writes those of a GGUF's vocabulary."""
+    if not source.is_dir():
+        from attar.engine.tokenizer import save_tokenizer  # here, as a copy needs no tokenizer
+
+        save_tokenizer(source, folder)
+        return
+    for name in TOKENIZER_FILES:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, folder / name)
