@@ -1,0 +1,163 @@
+"""Turns a Hugging Face tokenizer into the Vocabulary that a GGUF keeps, or refuses where the ids would differ."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from attar.engine._fast_tokenizer import FastTokenizer, is_byte_level
+from attar.engine._vocabulary import SPACE_MARK, TieOrder, TokenizerError, TokenType, Vocabulary
+from attar.engine._vocabulary_build import PRE_TOKENIZERS, spm_merges
+
+_PADDING_SCORE = -1000.0  # llama.cpp's score of a piece that no merge makes
+
+
+def vocabulary_from_tokenizer(tokenizer: FastTokenizer) -> Vocabulary:
+    """The GGUF vocabulary of a Hugging Face tokenizer.
+
+    Raises:
+      TokenizerError: If the tokenizer is not BPE, or splits or normalises text in a way a GGUF cannot name.
+    """
+    description = tokenizer.description
+    model = description["model"]
+    if model.get("type") != "BPE":
+        raise TokenizerError(f"a GGUF carries BPE tokenizers only, got {model.get('type')!r}")
+    tokens, types = _tokens_and_types(tokenizer)
+    if is_byte_level(tokenizer.backend):
+        return _byte_level(tokenizer, tokens, types)
+    return _sentencepiece(tokenizer, tokens, types)
+
+
+def _tokens_and_types(tokenizer: FastTokenizer) -> tuple[list[str], list[int]]:
+    """Pieces by id and their kinds; ids that no piece has become unused `[PAD<id>]`, as llama.cpp writes them."""
+    by_id = {i: piece for piece, i in tokenizer.backend.get_vocab(with_added_tokens=True).items()}
+    tokens = [by_id.get(i, f"[PAD{i}]") for i in range(tokenizer.vocab_size)]
+    types = [int(TokenType.NORMAL if i in by_id else TokenType.UNUSED) for i in range(tokenizer.vocab_size)]
+    fallback = bool(tokenizer.description["model"].get("byte_fallback"))
+    for i, token in enumerate(tokens):
+        if fallback and len(token) == 6 and token.startswith("<0x") and len(tokenizer.token_bytes(i)) == 1:
+            types[i] = int(TokenType.BYTE)
+    for i, added in tokenizer.backend.get_added_tokens_decoder().items():
+        if added.normalized and any(c == " " or c == SPACE_MARK for c in added.content) and fallback:
+            raise TokenizerError(f"added token {added.content!r} must not be normalised: a GGUF cannot say so")
+        if added.single_word or added.lstrip or added.rstrip:
+            raise TokenizerError(
+                f"added token {added.content!r} strips blanks or needs whole words: a GGUF cannot say so"
+            )
+        types[i] = int(TokenType.CONTROL if added.special else TokenType.USER_DEFINED)
+    return tokens, types
+
+
+def _common(tokenizer: FastTokenizer) -> dict[str, Any]:
+    specials = tokenizer.specials
+    ends = specials.eos_token_ids
+    return {
+        "bos_token_id": specials.bos_token_id,
+        "eos_token_id": ends[0] if ends else None,
+        "eot_token_id": ends[1] if len(ends) > 1 else None,
+        "unk_token_id": specials.unk_token_id,
+        "pad_token_id": specials.pad_token_id,
+        "add_bos": tokenizer.add_bos,
+        "add_eos": specials.add_eos,
+        "chat_template": specials.chat_template,
+    }
+
+
+def _merges(description: dict[str, Any]) -> list[tuple[str, str]]:
+    """Merges as pairs; older files spell each as one string with a blank between."""
+    raw = description["model"]["merges"]
+    split = [merge.split(" ", 1) if isinstance(merge, str) else merge for merge in raw]
+    return [(left, right) for left, right in split]
+
+
+def _byte_level(tokenizer: FastTokenizer, tokens: list[str], types: list[int]) -> Vocabulary:
+    description = tokenizer.description
+    if description.get("normalizer") is not None:
+        kind = description["normalizer"].get("type")
+        raise TokenizerError(f"normalizer {kind!r} cannot be kept in a GGUF: ids would differ for text that it changes")
+    pre = _pre_tokenizer_name(description)
+    if bool(description["model"].get("ignore_merges")) != (pre == "llama-bpe"):
+        raise TokenizerError(f"ignore_merges must be {pre == 'llama-bpe'} for the splitting rule {pre!r}")
+    merges = tuple(f"{left} {right}" for left, right in _merges(description))
+    return Vocabulary(
+        model="gpt2", pre=pre, tokens=tuple(tokens), token_types=tuple(types), merges=merges, **_common(tokenizer)
+    )
+
+
+def _pre_tokenizer_name(description: dict[str, Any]) -> str:
+    """The `tokenizer.ggml.pre` whose rule this tokenizer has."""
+    wanted = _essence(description.get("pre_tokenizer"))
+    for name, make in PRE_TOKENIZERS.items():
+        if _essence(json.loads(make().__getstate__())) == wanted:
+            return name
+    names = ", ".join(sorted(PRE_TOKENIZERS))
+    raise TokenizerError(f"the pre-tokenizer must be one of the rules {names}; a GGUF has no name for this one")
+
+
+def _essence(pre_tokenizer: Any) -> Any:
+    """A pre-tokenizer's description without what does not change ids: offsets, and a Sequence around one step."""
+    if not isinstance(pre_tokenizer, dict):
+        return pre_tokenizer
+    steps = pre_tokenizer.get("pretokenizers")
+    if steps is not None and len(steps) == 1:
+        return _essence(steps[0])
+    if steps is not None:
+        return [_essence(step) for step in steps]
+    return {key: value for key, value in pre_tokenizer.items() if key != "trim_offsets"}
+
+
+def _sentencepiece(tokenizer: FastTokenizer, tokens: list[str], types: list[int]) -> Vocabulary:
+    description = tokenizer.description
+    add_space_prefix = _space_prefix(description)
+    merges = _merges(description)
+    rank: dict[str, int] = {}
+    for index, (left, right) in enumerate(merges):
+        rank.setdefault(left + right, index)
+    # A user-defined piece outranks all others in `spm_merges`, and so it must here.
+    scores = tuple(-float(rank[token]) if token in rank else _PADDING_SCORE for token in tokens)
+    common = _common(tokenizer)
+    unknown = description["model"].get("unk_token")
+    if common["unk_token_id"] is None and unknown is not None:
+        common["unk_token_id"] = tokenizer.backend.token_to_id(unknown)
+    orders: tuple[TieOrder, ...] = ("length", "id")
+    for tie_order in orders:
+        vocabulary = Vocabulary(
+            model="llama",
+            pre="default",
+            tokens=tuple(tokens),
+            token_types=tuple(types),
+            scores=scores,
+            tie_order=tie_order,
+            add_space_prefix=add_space_prefix,
+            **common,
+        )
+        if _same_merges(vocabulary, merges, tie_order):
+            return vocabulary
+    raise TokenizerError("the merges are not ordered by piece, so a GGUF's scores cannot give the same ids")
+
+
+def _same_merges(vocabulary: Vocabulary, merges: list[tuple[str, str]], tie_order: TieOrder) -> bool:
+    """Whether the scores lead back to the tokenizer's merges, those aside that text can never reach."""
+    ids = {token: i for i, token in enumerate(vocabulary.tokens)}
+    reachable = (TokenType.NORMAL, TokenType.USER_DEFINED)
+    wanted = [pair for pair in merges if vocabulary.token_types[ids["".join(pair)]] in reachable]
+    return spm_merges(vocabulary, tie_order) == wanted
+
+
+def _space_prefix(description: dict[str, Any]) -> bool:
+    """Whether the normalizer writes a U+2581 in front of text.
+
+    Raises:
+      TokenizerError: If it does anything but that and spelling blanks as U+2581.
+    """
+    normalizer = description.get("normalizer") or {}
+    steps = normalizer.get("normalizers", [normalizer])
+    replace = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE_MARK}
+    prepend = {"type": "Prepend", "prepend": SPACE_MARK}
+    if steps not in ([replace], [prepend, replace]):
+        raise TokenizerError("the normalizer must only spell blanks as U+2581; a GGUF cannot keep another")
+    pre = description.get("pre_tokenizer")
+    # Gemma 3 splits at blanks after all of them are gone, which does nothing.
+    if pre is not None and (pre.get("type"), pre.get("pattern")) != ("Split", {"String": " "}):
+        raise TokenizerError("a SentencePiece tokenizer must have no pre-tokenizer; a GGUF cannot keep one")
+    return prepend in steps
