@@ -10,7 +10,7 @@ from typing import Protocol
 from attar.runtime.session import Logits, Session, SessionError
 
 Message = dict[str, str]
-Render = Callable[[Sequence[Message], bool], str]
+Continue = Callable[[Sequence[Message], Sequence[Message]], str | None]
 Draw = Callable[[Logits], int]
 
 
@@ -44,15 +44,16 @@ class Conversation:
     """Messages so far, and the session that has read them.
 
     Attributes:
-      render: Text of messages by the model's chat template, with or without the opening of a reply; None for a
-        base model, whose turns are then raw text to be continued.
+      continue_text: (messages so far, new messages) -> the text that the model's chat template writes after the
+        former, up to the opening of the next reply, or None where it rewrites earlier turns. The attribute itself is
+        None for a base model, whose turns are raw text to be continued.
       draw: Chooses a token from logits [V].
     """
 
     session: Session
     tokenizer: ChatTokenizer
     draw: Draw
-    render: Render | None = None
+    continue_text: Continue | None = None
     messages: list[Message] = field(default_factory=list)
     stats: TurnStats = field(default_factory=TurnStats)
     _held: list[int] = field(default_factory=list)
@@ -88,33 +89,16 @@ class Conversation:
 
     def _turn_tokens(self, text: str) -> list[int]:
         """Tokens to append to what the cache holds so that the model is about to reply to `text`."""
-        first = not self._held
-        if self.render is None:
-            return self.tokenizer.encode(text, add_special=first, parse_special=False)
+        if self.continue_text is None:
+            return self.tokenizer.encode(text, add_special=not self._held, parse_special=False)
         user: Message = {"role": "user", "content": text}
-        if first:
-            return self.tokenizer.encode(self.render([*self.messages, user], True), add_special=False)
-        return self.tokenizer.encode(self._suffix(user), add_special=False)
-
-    def _suffix(self, user: Message) -> str:
-        """What the template writes after the last reply: the reply's closing, the user turn, the next opening.
-
-        The whole conversation is rendered twice, with and without the new turn's opening, and the text after the
-        last reply is taken, so that the reply itself stays in the cache as it was sampled.
-        """
-        assert self.render is not None
-        text = self.render([*self.messages, user], True)
-        reply = self.messages[-1]["content"]
-        before = self.render(self.messages[:-1], True)
-        if not text.startswith(before):
-            raise SessionError(
-                "the chat template rewrites earlier turns, so the cache cannot be kept; start again with /reset"
-            )
-        rest = text[len(before) :]
-        for candidate in (reply, reply.strip()):  # several templates trim replies
-            if rest.startswith(candidate):
-                return rest[len(candidate) :]
-        raise SessionError("the chat template does not repeat the reply as it was said; start again with /reset")
+        if self._held:
+            turn = self.continue_text(self.messages, [user])
+        else:
+            turn = self.continue_text([], [*self.messages, user])
+        if turn is None:
+            raise SessionError("the chat template rewrites earlier turns, so the cache cannot be kept; use /reset")
+        return self.tokenizer.encode(turn, add_special=False)
 
     def _read(self, tokens: list[int]) -> Logits:
         if self.session.position + len(tokens) > self.session.context_length:

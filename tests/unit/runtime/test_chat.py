@@ -80,9 +80,16 @@ def render(messages: Sequence[Message], opening: bool) -> str:
     return "".join(f"{m['role'][0]}:{m['content'].strip()}$" for m in messages) + ("a:" if opening else "")
 
 
+def continue_text(messages: Sequence[Message], new: Sequence[Message]) -> str | None:
+    """What a chat template adds: the closing of the last reply, the new turns, the opening of the next reply."""
+    whole = render([*messages, *new], True)
+    held = render(messages[:-1], True) + messages[-1]["content"].strip() if messages else ""
+    return whole[len(held) :] if whole.startswith(held) else None
+
+
 def talk(reply: bytes = b" hi ", context_length: int = 400) -> tuple[Conversation, EchoSession]:
     session = EchoSession(reply, context_length)
-    return Conversation(session, ByteTokenizer(), lambda logits: int(logits.argmax()), render), session
+    return Conversation(session, ByteTokenizer(), lambda logits: int(logits.argmax()), continue_text), session
 
 
 def test_second_turn_reads_only_what_is_new() -> None:
@@ -94,6 +101,16 @@ def test_second_turn_reads_only_what_is_new() -> None:
     assert held == b"u:one$a: hi $u:two$a: hi "
     assert session.prefilled == [len("u:one$a:"), len("$u:two$a:")]
     assert conversation.stats.reused_tokens == len("u:one$a: hi ")
+
+
+def test_template_that_rewrites_turns_is_refused() -> None:
+    conversation, session = talk()
+    conversation.continue_text = lambda messages, new: None if messages else render(new, True)
+    list(conversation.send("one", 5))
+    held = list(session.tokens)
+    with pytest.raises(SessionError, match="rewrites earlier turns"):
+        list(conversation.send("two", 5))
+    assert session.tokens == held
 
 
 def test_interrupted_reply_stays() -> None:
@@ -130,7 +147,7 @@ def test_length_limit_ends_the_reply() -> None:
 
 def test_base_model_continues_raw_text() -> None:
     conversation, session = talk(b"b")
-    conversation.render = None
+    conversation.continue_text = None
     assert "".join(conversation.send("a", 5)) == "b"
     assert "".join(conversation.send("c", 5)) == "b"
     assert bytes(session.tokens) == b"abcb"
