@@ -123,18 +123,18 @@ static attar_status check_unsupported(reader *r) {
 static attar_status read_scales(reader *r) {
     attar_model *m = r->model;
     const attar_family *family = m->family;
-    double eps = 0, attention_cap = 0, final_cap = 0, scale = 0;
+    double eps = 0, attention_cap = 0, final_cap = 0;
     attar_status status = read_float(r, "attention.layer_norm_rms_epsilon", 0.0, -1.0, &eps);
     if (status == ATTAR_OK)
         status = read_float(r, "attn_logit_softcapping", 0.0, family->default_attention_cap, &attention_cap);
     if (status == ATTAR_OK)
         status = read_float(r, "final_logit_softcapping", 0.0, family->default_final_cap, &final_cap);
-    int32_t width = m->n_layers == family->wide_query_layers ? m->n_embd / m->n_heads : m->head_dim;
-    if (status == ATTAR_OK) status = read_float(r, "attention.scale", 0.0, 1.0 / sqrt(width), &scale);
     m->rms_eps = (float)eps;
     m->attention_cap = (float)attention_cap;
     m->final_cap = (float)final_cap;
-    m->query_scale = (float)(scale > 0.0 ? scale : 1.0 / sqrt(width));
+    // No key of these families states the query scale; readers go by the depth, and so does this one.
+    const int32_t width = m->n_layers == family->wide_query_layers ? m->n_embd / m->n_heads : m->head_dim;
+    m->query_scale = (float)(1.0 / sqrt(width));
     return status;
 }
 
@@ -185,9 +185,15 @@ static attar_status read_pattern(reader *r) {
 static attar_status read_window(reader *r) {
     attar_model *m = r->model;
     const attar_family *family = m->family;
-    if (family->window_period == 1) return ATTAR_OK;  // these families have no local layers
     attar_status status =
         read_int(r, "attention.sliding_window", 0, MAX_CONTEXT, family->default_window, &m->sliding_window);
+    if (status == ATTAR_OK && family->window_period == 1) {
+        // Decoders without local layers here; a window that the context cannot outgrow changes nothing.
+        if (m->sliding_window > 0 && m->sliding_window < m->n_ctx_train)
+            return attar_fail(r->error, ATTAR_ERROR_MODEL, "%s: %s must be absent: %s has no local layers here, got %d",
+                              r->path, r->key, family->name, m->sliding_window);
+        m->sliding_window = 0;
+    }
     return status == ATTAR_OK && m->sliding_window > 0 ? read_pattern(r) : status;
 }
 

@@ -1,0 +1,125 @@
+#include "plan.h"
+
+#include <inttypes.h>
+
+#include "error.h"
+#include "threads.h"
+
+enum { DEFAULT_CONTEXT = 4096, DEFAULT_BATCH = 256, MAX_BATCH = 4096, MAX_THREADS = 256 };
+
+// Hands out consecutive 64-byte aligned pieces of `memory`, or only counts them where that is NULL.
+typedef struct {
+    uint8_t *memory;
+    uint64_t used;
+} arena;
+
+static void *take(arena *a, int64_t count, size_t item_bytes) {
+    uint8_t *piece = a->memory ? a->memory + a->used : NULL;
+    a->used += ((uint64_t)count * item_bytes + 63) / 64 * 64;
+    return piece;
+}
+
+static float *take_floats(arena *a, int64_t count) { return take(a, count, sizeof(float)); }
+
+static int32_t max_of(int32_t a, int32_t b) { return a > b ? a : b; }
+
+uint64_t attar_scratch_place(const attar_model *model, const attar_session_plan *plan, uint8_t *memory,
+                             attar_scratch *s) {
+    arena a = {memory, 0};
+    const int64_t B = plan->n_batch, D = model->n_embd, F = model->n_ff, H = model->head_dim;
+    const int64_t NH = model->n_heads * H, KH = model->n_kv_heads * H, G = model->n_heads / model->n_kv_heads;
+    const int64_t W = max_of(max_of(model->n_embd, model->n_ff), model->n_heads * model->head_dim);
+    const int64_t chunks = (plan->n_ctx + ATTAR_DECODE_CHUNK - 1) / ATTAR_DECODE_CHUNK;
+    *s = (attar_scratch){
+        .cache_layers = take(&a, model->n_layers, sizeof *s->cache_layers),
+        .inverse_frequencies = take(&a, H, sizeof *s->inverse_frequencies),
+        .cosines = take_floats(&a, B * H),
+        .sines = take_floats(&a, B * H),
+        .x = take_floats(&a, B * D),
+        .h = take_floats(&a, B * D),
+        .q = take_floats(&a, B * NH),
+        .k = take_floats(&a, B * KH),
+        .v = take_floats(&a, B * KH),
+        .mixed = take_floats(&a, B * NH),
+        .branch = take_floats(&a, B * D),
+        .gate = take_floats(&a, B * F),
+        .up = take_floats(&a, B * F),
+        .act.q = take(&a, B * W, sizeof *s->act.q),
+        .act.d = take_floats(&a, B * W / ATTAR_GROUP + 1),
+        .act.s = take_floats(&a, B * W / ATTAR_GROUP + 1),
+        .states = take(&a, plan->n_threads * G, sizeof *s->states),
+        .scores = take_floats(&a, plan->n_threads * G * ATTAR_ATTEND_CHUNK),
+        .chunk_states = take(&a, chunks * model->n_heads, sizeof *s->chunk_states),
+        .chunk_sums = take_floats(&a, chunks * NH),
+    };
+    return a.used;
+}
+
+static attar_status check_range(const char *name, int32_t value, int32_t high, attar_error *error) {
+    if (value >= 0 && value <= high) return ATTAR_OK;
+    return attar_fail(error, ATTAR_ERROR_ARGUMENT, "%s must be 0 (default) to %d, got %d", name, high, value);
+}
+
+static void measure(const attar_model *model, attar_session_plan *plan) {
+    attar_scratch unplaced;
+    plan->memory = (attar_memory){
+        .weight_bytes = model->weight_bytes,
+        .cache_bytes = attar_cache_bytes(model, plan->n_ctx, plan->n_batch),
+        .scratch_bytes = attar_scratch_place(model, plan, NULL, &unplaced),
+    };
+}
+
+static uint64_t total(attar_memory m) { return m.weight_bytes + m.cache_bytes + m.scratch_bytes; }
+
+// The largest context that fits `budget`, by bisection; 0 if none does.
+static int32_t largest_context(const attar_model *model, attar_session_plan plan, uint64_t budget) {
+    const int32_t n_batch = plan.n_batch;
+    int32_t low = 0, high = plan.n_ctx;
+    while (low < high) {
+        plan.n_ctx = low + (high - low + 1) / 2;
+        plan.n_batch = n_batch < plan.n_ctx ? n_batch : plan.n_ctx;
+        measure(model, &plan);
+        if (total(plan.memory) <= budget)
+            low = plan.n_ctx;
+        else
+            high = plan.n_ctx - 1;
+    }
+    return low;
+}
+
+static attar_status check_budget(const attar_model *model, const attar_session_plan *plan, uint64_t budget,
+                                 attar_error *error) {
+    uint64_t needed = total(plan->memory);
+    if (budget == 0 || needed <= budget) return ATTAR_OK;
+    int32_t fits = largest_context(model, *plan, budget);
+    const char *remedy = fits > 0 ? "lower n_ctx to at most" : "no context fits, raise the budget; largest n_ctx:";
+    return attar_fail(error, ATTAR_ERROR_MEMORY,
+                      "a context of %d tokens needs %" PRIu64 " bytes (weights %" PRIu64 ", cache %" PRIu64
+                      ", scratch %" PRIu64 "), over the budget of %" PRIu64 "; %s %d",
+                      plan->n_ctx, needed, plan->memory.weight_bytes, plan->memory.cache_bytes,
+                      plan->memory.scratch_bytes, budget, remedy, fits);
+}
+
+attar_status attar_plan_make(const attar_model *model, const attar_session_params *params, attar_session_plan *plan,
+                             attar_error *error) {
+    // Positions past the trained context give text that looks right and is not: refused rather than served.
+    attar_status status = check_range("n_ctx", params->n_ctx, model->n_ctx_train, error);
+    if (status == ATTAR_OK) status = check_range("n_threads", params->n_threads, MAX_THREADS, error);
+    if (status == ATTAR_OK) status = check_range("n_batch", params->n_batch, MAX_BATCH, error);
+    if (status != ATTAR_OK) return status;
+    int32_t context = model->n_ctx_train < DEFAULT_CONTEXT ? model->n_ctx_train : DEFAULT_CONTEXT;
+    plan->n_ctx = params->n_ctx > 0 ? params->n_ctx : context;
+    plan->n_threads = params->n_threads > 0 ? params->n_threads : attar_usable_cores();
+    plan->n_batch = params->n_batch > 0 ? params->n_batch : DEFAULT_BATCH;
+    if (plan->n_batch > plan->n_ctx) plan->n_batch = plan->n_ctx;
+    measure(model, plan);
+    return check_budget(model, plan, params->memory_budget, error);
+}
+
+attar_status attar_plan(const attar_model *model, const attar_session_params *params, attar_memory *out,
+                        attar_error *error) {
+    attar_session_plan plan;
+    attar_status status = attar_plan_make(model, params, &plan, error);
+    if (status == ATTAR_OK) *out = plan.memory;
+    return status;
+}
