@@ -120,7 +120,7 @@ def check_tensors(file: GgufFile, config: ModelConfig) -> None:
 
 
 def default_query_scalar(architecture: str, num_layers: int, hidden_size: int, heads: int, head_dim: int) -> float:
-    """The `query_pre_attn_scalar` that llama.cpp infers for a Gemma, as no key carries it."""
+    """The `query_pre_attn_scalar` that llama.cpp assumes of an architecture: the head size, with two exceptions."""
     if _WIDE_QUERY_LAYERS.get(architecture) == num_layers:
         return hidden_size / heads
     return float(head_dim)
@@ -266,7 +266,7 @@ def _llama_fields(keys: _Keys) -> dict[str, Any]:
         "rope_theta": theta,
         "rope_local_base_freq": theta,
         "rope_scaling": _llama_rope_scaling(keys, theta),
-        "query_pre_attn_scalar": float(_head_dim(keys)),
+        "query_pre_attn_scalar": _query_scalar(keys),
         "hidden_activation": "silu",
         "use_qk_norm": False,
         "use_post_norms": False,
@@ -278,20 +278,22 @@ def _llama_fields(keys: _Keys) -> dict[str, Any]:
 def _gemma_fields(keys: _Keys) -> dict[str, Any]:
     gemma3 = keys.prefix == "gemma3"
     theta = keys.number("rope.freq_base", 10000.0)
-    layers, heads = _num_layers(keys), keys.integer("attention.head_count")
+    layer_types = _layer_types(keys)
+    # Without a window Gemma 2 has 4096; Gemma 3 has no local layers.
+    window = keys.integer("attention.sliding_window", 0 if gemma3 else 4096)
+    if window == 0:
+        layer_types = ("full_attention",) * len(layer_types)
     # llama.cpp's defaults: Gemma 2 is always capped, Gemma 3's attention never.
     attention_cap = keys.number("attn_logit_softcapping", 0.0 if gemma3 else 50.0)
     if gemma3 and attention_cap:
         raise keys.fail("attn_logit_softcapping", f"must be absent: Gemma 3 does not cap scores, got {attention_cap}")
     return {
-        "layer_types": _layer_types(keys, layers),
-        "sliding_window": keys.integer("attention.sliding_window", None if gemma3 else 4096),
+        "layer_types": layer_types,
+        "sliding_window": window or None,
         "rope_theta": theta,
         "rope_local_base_freq": keys.number("rope.freq_base_swa", 10000.0 if gemma3 else theta),
         "rope_scaling": _gemma_rope_scaling(keys),
-        "query_pre_attn_scalar": default_query_scalar(
-            keys.prefix, layers, keys.integer("embedding_length"), heads, _head_dim(keys)
-        ),
+        "query_pre_attn_scalar": _query_scalar(keys),
         "hidden_activation": "gelu_pytorch_tanh",
         "attn_logit_softcapping": attention_cap or None,
         "final_logit_softcapping": keys.number("final_logit_softcapping", 0.0 if gemma3 else 30.0) or None,
@@ -302,8 +304,17 @@ def _gemma_fields(keys: _Keys) -> dict[str, Any]:
     }
 
 
-def _layer_types(keys: _Keys, layers: int) -> tuple[LayerType, ...]:
+def _query_scalar(keys: _Keys) -> float:
+    scale = keys.number("attention.scale", 0.0)
+    if scale > 0:
+        return float(str(np.float32(scale**-2)))
+    width, heads = keys.integer("embedding_length"), keys.integer("attention.head_count")
+    return default_query_scalar(keys.prefix, _num_layers(keys), width, heads, _head_dim(keys))
+
+
+def _layer_types(keys: _Keys) -> tuple[LayerType, ...]:
     """Layer kinds from `attention.sliding_window_pattern`: a period, or one bool (is local) per layer."""
+    layers = _num_layers(keys)
     pattern = keys.get("attention.sliding_window_pattern")
     if isinstance(pattern, np.ndarray) and pattern.dtype == np.bool_ and len(pattern) == layers:
         return tuple("sliding_attention" if local else "full_attention" for local in pattern)
@@ -314,15 +325,16 @@ def _layer_types(keys: _Keys, layers: int) -> tuple[LayerType, ...]:
 
 
 def _linear_rope_scaling(keys: _Keys) -> RopeScaling | None:
-    kind = keys.get("rope.scaling.type")
-    if kind in (None, "none"):
+    # A factor without a type means linear (older converters); a stated "none" switches it off.
+    kind = keys.get("rope.scaling.type") or "linear"
+    if kind == "none":
         return None
     if kind != "linear":
         raise keys.fail("rope.scaling.type", f"must be 'none' or 'linear', got {kind!r}")
     factor = keys.number("rope.scaling.factor", 1.0)
-    if factor <= 0:
-        raise keys.fail("rope.scaling.factor", f"must be positive, got {factor}")
-    return None if factor == 1.0 else RopeScaling("linear", factor)
+    if factor < 0:
+        raise keys.fail("rope.scaling.factor", f"must be positive, or 0 for no scaling, got {factor}")
+    return None if factor in (0.0, 1.0) else RopeScaling("linear", factor)
 
 
 def _gemma_rope_scaling(keys: _Keys) -> RopeScaling | None:
