@@ -1,0 +1,228 @@
+// kernels_avx2_decode.h: reading 8 rows of any integer format: values as 16-bit integers, scales with lanes = rows.
+//
+// Every function takes the type as a compile-time constant and is inlined, so each format gets its own loop.
+#ifndef ATTAR_KERNELS_AVX2_DECODE_H
+#define ATTAR_KERNELS_AVX2_DECODE_H
+
+#include "kernels_avx2.h"
+
+enum {
+    LANES = 8,
+    K_GROUPS = 8,  // groups in a block of 256
+};
+
+// What the compiler must know about a type for its loops to unroll; `type` is a constant wherever this is used.
+ATTAR_INLINE int32_t groups_of(uint32_t type) {
+    return type == ATTAR_Q4_K || type == ATTAR_Q5_K || type == ATTAR_Q6_K ? K_GROUPS : 1;
+}
+
+ATTAR_INLINE bool has_offset(uint32_t type) {
+    return type == ATTAR_Q4_1 || type == ATTAR_Q4_K || type == ATTAR_Q5_K;
+}
+
+ATTAR_INLINE int32_t scales_of(uint32_t type) {
+    return type == ATTAR_Q6_K ? 2 : 1;  // scales in a group
+}
+
+// --- decoding values ------------------------------------------------------------------------------------------
+
+// 32 weights as 16-bit integers.
+typedef struct {
+    __m256i low, high;  // values 0..15, 16..31
+} words;
+
+ATTAR_INLINE __m256i widen_u8(const uint8_t *p) {
+    return _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i *)p));
+}
+
+ATTAR_INLINE __m256i widen_i8(const uint8_t *p) {
+    return _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)p));
+}
+
+ATTAR_INLINE __m256i nibble(__m256i v, __m128i shift) {
+    return _mm256_and_si256(_mm256_srl_epi16(v, shift), _mm256_set1_epi16(15));
+}
+
+ATTAR_INLINE words nibbles_32(const uint8_t *qs) {
+    const __m256i v = widen_u8(qs);
+    return (words){_mm256_and_si256(v, _mm256_set1_epi16(15)), _mm256_srli_epi16(v, 4)};
+}
+
+// Bit i of the mask, moved to bit 4 of word i; 16 values.
+ATTAR_INLINE __m256i fifth_bits(uint32_t mask) {
+    const __m256i bits = _mm256_setr_epi16(1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, -32768);
+    const __m256i v = _mm256_and_si256(_mm256_set1_epi16((int16_t)mask), bits);
+    return _mm256_and_si256(_mm256_cmpeq_epi16(v, bits), _mm256_set1_epi16(16));
+}
+
+ATTAR_INLINE words words_q5_0(const uint8_t *block) {
+    uint32_t mask;
+    memcpy(&mask, block + 2, sizeof mask);
+    const words q = nibbles_32(block + 6);
+    const __m256i bias = _mm256_set1_epi16(16);
+    return (words){_mm256_sub_epi16(_mm256_or_si256(q.low, fifth_bits(mask)), bias),
+                   _mm256_sub_epi16(_mm256_or_si256(q.high, fifth_bits(mask >> 16)), bias)};
+}
+
+ATTAR_INLINE words words_q4_k(const uint8_t *qs, int32_t j) {
+    const __m128i shift = _mm_cvtsi32_si128(4 * (j % 2));
+    qs += j / 2 * 32;
+    return (words){nibble(widen_u8(qs), shift), nibble(widen_u8(qs + 16), shift)};
+}
+
+ATTAR_INLINE words words_q5_k(const uint8_t *block, int32_t j) {
+    const words q = words_q4_k(block + 48, j);
+    const __m128i shift = _mm_cvtsi32_si128(j);
+    const __m256i one = _mm256_set1_epi16(1);
+    const __m256i low = _mm256_and_si256(_mm256_srl_epi16(widen_u8(block + 16), shift), one);
+    const __m256i high = _mm256_and_si256(_mm256_srl_epi16(widen_u8(block + 32), shift), one);
+    return (words){_mm256_or_si256(q.low, _mm256_slli_epi16(low, 4)),
+                   _mm256_or_si256(q.high, _mm256_slli_epi16(high, 4))};
+}
+
+ATTAR_INLINE __m256i words_q6_k_half(const uint8_t *ql, const uint8_t *qh, int32_t part) {
+    const __m256i top = _mm256_srl_epi16(widen_u8(qh), _mm_cvtsi32_si128(2 * part));
+    const __m256i bits = _mm256_slli_epi16(_mm256_and_si256(top, _mm256_set1_epi16(3)), 4);
+    const __m256i q = _mm256_or_si256(nibble(widen_u8(ql), _mm_cvtsi32_si128(4 * (part / 2))), bits);
+    return _mm256_sub_epi16(q, _mm256_set1_epi16(32));
+}
+
+ATTAR_INLINE words words_q6_k(const uint8_t *block, int32_t j) {
+    const int32_t half = j / 4, part = j % 4;
+    const uint8_t *ql = block + 64 * half + 32 * (part % 2), *qh = block + 128 + 32 * half;
+    return (words){words_q6_k_half(ql, qh, part), words_q6_k_half(ql + 16, qh + 16, part)};
+}
+
+// Group j of a block; layouts in quants.c.
+ATTAR_INLINE words load_words(uint32_t type, const uint8_t *block, int32_t j) {
+    switch (type) {
+        case ATTAR_Q4_0: {
+            const words q = nibbles_32(block + 2);
+            const __m256i bias = _mm256_set1_epi16(8);
+            return (words){_mm256_sub_epi16(q.low, bias), _mm256_sub_epi16(q.high, bias)};
+        }
+        case ATTAR_Q4_1: return nibbles_32(block + 4);
+        case ATTAR_Q5_0: return words_q5_0(block);
+        case ATTAR_Q8_0: return (words){widen_i8(block + 2), widen_i8(block + 18)};
+        case ATTAR_Q4_K: return words_q4_k(block + 16, j);
+        case ATTAR_Q5_K: return words_q5_k(block, j);
+        default: return words_q6_k(block, j);
+    }
+}
+
+// --- decoding scales ------------------------------------------------------------------------------------------
+
+// A place in 8 rows: the same block of each.
+typedef struct {
+    const uint8_t *row[LANES];
+} rows_8;
+
+ATTAR_INLINE int16_t load_i16(const uint8_t *p) {
+    int16_t v;
+    memcpy(&v, p, sizeof v);
+    return v;
+}
+
+// The f16 at `at` in each row.
+ATTAR_INLINE __m256 gather_f16(const rows_8 *rows, int32_t at) {
+    __m128i h = _mm_cvtsi32_si128(load_i16(rows->row[0] + at));
+    h = _mm_insert_epi16(h, load_i16(rows->row[1] + at), 1);
+    h = _mm_insert_epi16(h, load_i16(rows->row[2] + at), 2);
+    h = _mm_insert_epi16(h, load_i16(rows->row[3] + at), 3);
+    h = _mm_insert_epi16(h, load_i16(rows->row[4] + at), 4);
+    h = _mm_insert_epi16(h, load_i16(rows->row[5] + at), 5);
+    h = _mm_insert_epi16(h, load_i16(rows->row[6] + at), 6);
+    h = _mm_insert_epi16(h, load_i16(rows->row[7] + at), 7);
+    return _mm256_cvtph_ps(h);
+}
+
+// The scales and offsets of one block of 8 rows, lanes = rows.
+typedef struct {
+    __m256 scale[2 * K_GROUPS], offset[K_GROUPS];
+} block_scales;
+
+// Rearranges 8 vectors so that lane r of vector j becomes lane j of vector r.
+ATTAR_INLINE void transpose_8x8(__m256i v[LANES]) {
+    __m256i a[LANES], b[LANES];
+    for (int i = 0; i < LANES; i += 2) {
+        a[i] = _mm256_unpacklo_epi32(v[i], v[i + 1]);
+        a[i + 1] = _mm256_unpackhi_epi32(v[i], v[i + 1]);
+    }
+    for (int i = 0; i < LANES; i += 4) {
+        b[i] = _mm256_unpacklo_epi64(a[i], a[i + 2]);
+        b[i + 1] = _mm256_unpackhi_epi64(a[i], a[i + 2]);
+        b[i + 2] = _mm256_unpacklo_epi64(a[i + 1], a[i + 3]);
+        b[i + 3] = _mm256_unpackhi_epi64(a[i + 1], a[i + 3]);
+    }
+    for (int i = 0; i < 4; i++) {
+        v[i] = _mm256_permute2x128_si256(b[i], b[i + 4], 0x20);
+        v[i + 4] = _mm256_permute2x128_si256(b[i], b[i + 4], 0x31);
+    }
+}
+
+// The 8 six-bit scales and minima of a Q4_K or Q5_K block, one in each byte.
+ATTAR_INLINE void unpack_scales_k(const uint8_t *block, uint64_t *scales, uint64_t *minima) {
+    uint32_t s[3];
+    memcpy(s, block + 4, sizeof s);
+    const uint32_t low6 = 0x3F3F3F3Fu, low4 = 0x0F0F0F0Fu, low2 = 0x03030303u;
+    const uint32_t scales_high = (s[2] & low4) | (s[0] >> 6 & low2) << 4;
+    const uint32_t minima_high = (s[2] >> 4 & low4) | (s[1] >> 6 & low2) << 4;
+    *scales = (s[0] & low6) | (uint64_t)scales_high << 32;
+    *minima = (s[1] & low6) | (uint64_t)minima_high << 32;
+}
+
+ATTAR_INLINE void load_scales_k(const rows_8 *rows, block_scales *out) {
+    __m256i scales[LANES], minima[LANES];
+    for (int r = 0; r < LANES; r++) {
+        uint64_t s, m;
+        unpack_scales_k(rows->row[r], &s, &m);
+        scales[r] = _mm256_cvtepu8_epi32(_mm_cvtsi64_si128((int64_t)s));
+        minima[r] = _mm256_cvtepu8_epi32(_mm_cvtsi64_si128((int64_t)m));
+    }
+    transpose_8x8(scales);
+    transpose_8x8(minima);
+    const __m256 d = gather_f16(rows, 0), dmin = gather_f16(rows, 2);
+    for (int j = 0; j < K_GROUPS; j++) {
+        out->scale[j] = _mm256_mul_ps(d, _mm256_cvtepi32_ps(scales[j]));
+        out->offset[j] = _mm256_xor_ps(_mm256_mul_ps(dmin, _mm256_cvtepi32_ps(minima[j])), _mm256_set1_ps(-0.0f));
+    }
+}
+
+ATTAR_INLINE void load_scales_q6_k(const rows_8 *rows, block_scales *out) {
+    const __m256 d = gather_f16(rows, 208);
+    for (int half = 0; half < 2; half++) {
+        __m256i scales[LANES];
+        for (int r = 0; r < LANES; r++) {
+            scales[r] = _mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(rows->row[r] + 192 + 8 * half)));
+        }
+        transpose_8x8(scales);
+        for (int j = 0; j < 8; j++) out->scale[8 * half + j] = _mm256_mul_ps(d, _mm256_cvtepi32_ps(scales[j]));
+    }
+}
+
+ATTAR_INLINE void load_scales(uint32_t type, const rows_8 *rows, block_scales *out) {
+    if (type == ATTAR_Q6_K) {
+        load_scales_q6_k(rows, out);
+    } else if (groups_of(type) == K_GROUPS) {
+        load_scales_k(rows, out);
+    } else {
+        out->scale[0] = gather_f16(rows, 0);
+        if (has_offset(type)) out->offset[0] = gather_f16(rows, 2);
+    }
+}
+
+// Rows row .. row+7 of w, the last one standing in for rows at or beyond row1.
+ATTAR_INLINE rows_8 rows_at(const attar_weight *w, int32_t row, int32_t row1) {
+    rows_8 rows;
+    for (int32_t r = 0; r < LANES; r++) {
+        const int32_t at = row + r < row1 ? row + r : row1 - 1;
+        rows.row[r] = w->data + (uint64_t)at * w->row_bytes;
+    }
+    return rows;
+}
+
+ATTAR_INLINE void advance(rows_8 *rows, uint64_t bytes) {
+    for (int r = 0; r < LANES; r++) rows->row[r] += bytes;
+}
+
+#endif
