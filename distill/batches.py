@@ -1,0 +1,187 @@
+"""Batches of few fixed shapes in a seeded order that can be entered at any step.
+
+The order is a function of (seed, epoch) and the batch at a step is a function of the order, so the only state to
+keep for resuming is the step itself. That is why grain is not used here: its iterators carry state, and batches
+of one length bucket each would need a pipeline of our own on top.
+
+Shapes: every example belongs to one (prompt bucket, completion bucket) pair and batches hold examples of one pair
+as far as possible. XLA compiles once per pair; the bucket bounds are those that pad least.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Array, Int
+from numpy.typing import NDArray
+
+from attar.distill.data import DataError, DataSet, Example
+
+
+class Batch(NamedTuple):
+    """Rows of one shape, in host or device memory; a pytree.
+
+    Attributes:
+      prompts: int32, padded on the left, so that completions begin at the same column in every row.
+      prompt_lengths: int32, at least 1.
+      completions: int32, padded on the right.
+      completion_lengths: int32, the end of sequence counted; 0 for an empty completion.
+    """
+
+    prompts: Int[Array | NDArray[np.int32], "B P"]
+    prompt_lengths: Int[Array | NDArray[np.int32], " B"]
+    completions: Int[Array | NDArray[np.int32], "B N"]
+    completion_lengths: Int[Array | NDArray[np.int32], " B"]
+
+
+@dataclass(frozen=True)
+class Buckets:
+    """Ascending lengths in tokens that prompts and completions are padded to."""
+
+    prompt: tuple[int, ...]
+    completion: tuple[int, ...]
+
+
+class PlannedBatch(NamedTuple):
+    """Examples of one batch and the shape that they are padded to."""
+
+    indices: tuple[int, ...]
+    prompt_tokens: int
+    completion_tokens: int
+
+
+def choose_bounds(
+    lengths: Sequence[int], num_buckets: int, largest: int | None = None, multiple: int = 8
+) -> tuple[int, ...]:
+    """At most `num_buckets` lengths for which the total padding is least.
+
+    Exact dynamic programme over the distinct rounded lengths.
+
+    Args:
+      lengths: In tokens.
+      largest: Bound that no length exceeds, if there is one; a bucket is not rounded up beyond it.
+      multiple: Buckets are multiples of it.
+
+    Raises:
+      ValueError: If there are no lengths or `num_buckets` is below 1.
+    """
+    if not lengths or num_buckets < 1:
+        raise ValueError(f"num_buckets and the number of lengths must be at least 1, got {num_buckets}, {len(lengths)}")
+    rounded = np.maximum(-(-np.asarray(lengths) // multiple), 1) * multiple
+    rounded = rounded if largest is None else np.minimum(rounded, largest)
+    bounds, counts = np.unique(rounded, return_counts=True)
+    below = np.concatenate([[0], np.cumsum(counts)])
+    # best[j]: least padded tokens of the j shortest groups with the buckets allowed so far; cuts: where the last begins.
+    best = np.array([0.0] + [np.inf] * len(bounds))
+    cuts: list[list[int]] = []
+    for _ in range(min(num_buckets, len(bounds))):
+        costs = [best[: j + 1] + (below[j + 1] - below[: j + 1]) * float(bounds[j]) for j in range(len(bounds))]
+        cuts.append([int(np.argmin(cost)) for cost in costs])
+        best = np.array([0.0] + [float(cost.min()) for cost in costs])
+    chosen, end = [], len(bounds)
+    for cut in reversed(cuts):
+        if end:
+            chosen.append(int(bounds[end - 1]))
+            end = cut[end - 1]
+    return tuple(sorted(chosen))
+
+
+def choose_buckets(data: DataSet, num_prompt_buckets: int, num_completion_buckets: int) -> Buckets:
+    """Bucket bounds that pad the examples least and stay within the limits they were read under."""
+    prompts = [len(example.prompt) for example in data.examples]
+    completions = [len(example.completion) for example in data.examples]
+    return Buckets(
+        choose_bounds(prompts, num_prompt_buckets, data.limits.prompt_tokens),
+        choose_bounds(completions, num_completion_buckets, data.limits.completion_tokens),
+    )
+
+
+class BatchStream:
+    """Endless batches over the examples; `batch(step)` may be asked in any order.
+
+    Raises:
+      DataError: If there are fewer examples than rows in a batch.
+    """
+
+    def __init__(
+        self, examples: Sequence[Example], batch_size: int, seed: int, buckets: Buckets, pad_token_id: int
+    ) -> None:
+        if len(examples) < batch_size:
+            raise DataError(f"batch_size must be at most the number of examples, got {batch_size} and {len(examples)}")
+        self._examples = examples
+        self._batch_size = batch_size
+        self._seed = seed
+        self._buckets = buckets
+        self._pad_token_id = pad_token_id
+        self._plan: tuple[int, list[PlannedBatch]] = (-1, [])
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """Full batches in one pass; the fewer than batch_size examples left over differ from epoch to epoch."""
+        return len(self._examples) // self._batch_size
+
+    def position(self, step: int) -> tuple[int, int]:
+        """(epoch, batch within it) that a step reads, both from 0."""
+        return divmod(step, self.batches_per_epoch)
+
+    def batch(self, step: int) -> Batch:
+        """The batch of a step, counted from 0."""
+        epoch, index = self.position(step)
+        if self._plan[0] != epoch:
+            self._plan = (epoch, plan_epoch(self._examples, self._batch_size, self._seed, epoch, self._buckets))
+        planned = self._plan[1][index]
+        rows = [self._examples[i] for i in planned.indices]
+        return pad_batch(rows, planned.prompt_tokens, planned.completion_tokens, self._pad_token_id)
+
+
+def plan_epoch(
+    examples: Sequence[Example], batch_size: int, seed: int, epoch: int, buckets: Buckets
+) -> list[PlannedBatch]:
+    """Batches of one epoch: len(examples) // batch_size of them, a function of the arguments alone."""
+    rng = np.random.default_rng([seed, epoch])
+    kept = len(examples) - len(examples) % batch_size  # which examples sit out is drawn anew in every epoch
+    waiting: dict[tuple[int, int], list[int]] = {}
+    plan: list[PlannedBatch] = []
+    for index in rng.permutation(len(examples))[:kept].tolist():
+        shape = _bucket_shape(examples[index], buckets)
+        rows = waiting.setdefault(shape, [])
+        rows.append(index)
+        if len(rows) == batch_size:
+            plan.append(PlannedBatch(tuple(waiting.pop(shape)), *shape))
+    # What is left is batched across buckets in order of length, so that little of it is padded further than needed.
+    leftover = [(shape, index) for shape in sorted(waiting) for index in waiting[shape]]
+    for start in range(0, len(leftover), batch_size):
+        group = leftover[start : start + batch_size]
+        prompt, completion = (max(shape[side] for shape, _ in group) for side in (0, 1))
+        plan.append(PlannedBatch(tuple(index for _, index in group), prompt, completion))
+    return [plan[i] for i in rng.permutation(len(plan)).tolist()]
+
+
+def pad_batch(rows: Sequence[Example], prompt_tokens: int, completion_tokens: int, pad_token_id: int) -> Batch:
+    """Prompts padded on the left to [B, prompt_tokens], completions on the right to [B, completion_tokens]."""
+    prompts = np.full((len(rows), prompt_tokens), pad_token_id, np.int32)
+    completions = np.full((len(rows), completion_tokens), pad_token_id, np.int32)
+    for i, row in enumerate(rows):
+        prompts[i, prompt_tokens - len(row.prompt) :] = row.prompt
+        completions[i, : len(row.completion)] = row.completion
+    prompt_lengths = np.array([len(row.prompt) for row in rows], np.int32)
+    return Batch(prompts, prompt_lengths, completions, np.array([len(row.completion) for row in rows], np.int32))
+
+
+def _bucket_shape(example: Example, buckets: Buckets) -> tuple[int, int]:
+    return round_up(len(example.prompt), buckets.prompt), round_up(len(example.completion), buckets.completion)
+
+
+def round_up(length: int, bounds: tuple[int, ...]) -> int:
+    """The smallest bucket that holds so many tokens.
+
+    Raises:
+      ValueError: If none does.
+    """
+    for bound in bounds:
+        if length <= bound:
+            return bound
+    raise ValueError(f"length must be at most the largest bucket, got {length} and {bounds[-1]}")

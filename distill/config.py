@@ -1,0 +1,185 @@
+"""TrainConfig: everything that decides what a training run does."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from attar.distill.data import PromptFormat
+from attar.distill.losses import Normalization
+from attar.distill.methods.gkd import Gkd
+from attar.distill.methods.method import Method
+from attar.distill.methods.sft import Sft
+from attar.distill.step import OptimizerConfig, Schedule
+from attar.engine.sampling import SamplingParams
+
+MethodName = Literal["sft", "gkd"]
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """A training run. Lengths are in tokens; paths are folders in Hugging Face layout or `.gguf` files.
+
+    Exactly one of `student`, `student_layers` and `student_shape` says what is trained.
+
+    Attributes:
+      data: JSONL file to train on.
+      method: `sft` learns the data's completions; `gkd` brings the student's distributions to the teacher's.
+      teacher: The model to learn from. `sft` uses it for evaluation only, and may go without.
+      student: Model to go on training.
+      student_layers: Layers of the teacher that the student starts from.
+      student_shape: Name in `engine.presets`, or path of a `config.json`, that starts from random weights; vocabulary
+        and token ids are the teacher's.
+      on_policy_fraction: λ of GKD: probability that a batch is sampled from the student; drawn once per batch.
+      beta: β of GKD's JSD: 0 is KL(teacher ‖ student), 1 is KL(student ‖ teacher).
+      divergence_temperature: Divides both sides' logits inside the divergence.
+      sampling_temperature: Of the student's on-policy samples; `top_k` and `top_p` likewise.
+      max_new_tokens: Longest sampled completion, and longest completion kept of the data.
+      max_prompt_tokens: Longest prompt allowed; None is what the shorter context of the two models leaves.
+      prompt_format: See `data.PromptFormat`.
+      normalization: How per-token losses are averaged; see `losses.Normalization`.
+      accumulation_steps: Parts that a batch is worked through in; must divide `batch_size`.
+      prompt_buckets: Lengths that prompts are padded to; each costs a compilation. `completion_buckets` likewise.
+      remat: Recompute activations in the backward pass, for less memory and more time.
+      eval_data: JSONL file to evaluate on, every `eval_every` steps and at the end; None does not evaluate.
+      eval_examples: Examples used of it.
+      checkpoint_every: Steps between checkpoints; `keep_checkpoints` of them are kept.
+      seed: Of initial weights, data order, λ's draws and sampling.
+    """
+
+    data: str
+    method: MethodName = "gkd"
+    teacher: str | None = None
+    student: str | None = None
+    student_layers: tuple[int, ...] | None = None
+    student_shape: str | None = None
+    on_policy_fraction: float = 0.5
+    beta: float = 0.5
+    divergence_temperature: float = 1.0
+    sampling_temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    max_new_tokens: int = 128
+    max_prompt_tokens: int | None = None
+    prompt_format: PromptFormat = "auto"
+    normalization: Normalization = "sequence"
+    steps: int = 1000
+    batch_size: int = 16
+    accumulation_steps: int = 1
+    learning_rate: float = 3e-4
+    warmup_steps: int = 0
+    schedule: Schedule = "linear"
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    prompt_buckets: int = 3
+    completion_buckets: int = 1
+    remat: bool = False
+    eval_data: str | None = None
+    eval_every: int = 200
+    eval_examples: int = 64
+    checkpoint_every: int = 100
+    keep_checkpoints: int = 2
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _check_choices(self)
+        _check_numbers(self)
+        _check_models(self)
+        # Built once here, so that their own rules are checked before any model is loaded.
+        self.make_method()
+        self.sampling_params()
+
+    def make_method(self) -> Method:
+        """The method with this run's hyper-parameters."""
+        if self.method == "sft":
+            return Sft()
+        return Gkd(self.on_policy_fraction, self.beta, self.divergence_temperature)
+
+    def sampling_params(self) -> SamplingParams:
+        """How on-policy completions are drawn."""
+        return SamplingParams(self.sampling_temperature, self.top_k, self.top_p)
+
+    def optimizer_config(self) -> OptimizerConfig:
+        """The optimizer's part of this configuration."""
+        return OptimizerConfig(
+            learning_rate=self.learning_rate,
+            steps=self.steps,
+            warmup_steps=self.warmup_steps,
+            schedule=self.schedule,
+            weight_decay=self.weight_decay,
+            max_grad_norm=self.max_grad_norm,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """All fields, as `config.json` of a run holds them."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, raw: Mapping[str, Any]) -> TrainConfig:
+        """Reads what `to_json` gave.
+
+        Raises:
+          ValueError: If a key is unknown or a value breaks a rule.
+        """
+        known = {field.name for field in dataclasses.fields(cls)}
+        unknown = sorted(set(raw) - known)
+        if unknown:
+            raise ValueError(f"training configuration has unknown keys: {', '.join(unknown)}")
+        layers = raw.get("student_layers")
+        return cls(**{**raw, "student_layers": None if layers is None else tuple(layers)})
+
+
+_POSITIVE_INTEGERS = (
+    "max_new_tokens",
+    "steps",
+    "batch_size",
+    "accumulation_steps",
+    "prompt_buckets",
+    "completion_buckets",
+    "eval_every",
+    "eval_examples",
+    "checkpoint_every",
+    "keep_checkpoints",
+)
+
+
+def _check_choices(config: TrainConfig) -> None:
+    choices = (
+        ("method", get_args(MethodName)),
+        ("prompt_format", get_args(PromptFormat)),
+        ("normalization", get_args(Normalization)),
+        ("schedule", get_args(Schedule)),
+    )
+    for name, allowed in choices:
+        if getattr(config, name) not in allowed:
+            raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(config, name)!r}")
+
+
+def _check_numbers(config: TrainConfig) -> None:
+    for name in _POSITIVE_INTEGERS:
+        if getattr(config, name) < 1:
+            raise ValueError(f"{name} must be at least 1, got {getattr(config, name)}")
+    for name in ("learning_rate", "max_grad_norm", "divergence_temperature"):
+        if not getattr(config, name) > 0:
+            raise ValueError(f"{name} must be positive, got {getattr(config, name)}")
+    if not 0 <= config.warmup_steps <= config.steps:
+        raise ValueError(f"warmup_steps must be between 0 and steps, got {config.warmup_steps} and {config.steps}")
+    if config.weight_decay < 0:
+        raise ValueError(f"weight_decay must not be negative, got {config.weight_decay}")
+    if config.batch_size % config.accumulation_steps:
+        raise ValueError(
+            f"accumulation_steps must divide batch_size, got {config.accumulation_steps} and {config.batch_size}"
+        )
+
+
+def _check_models(config: TrainConfig) -> None:
+    given = [name for name in ("student", "student_layers", "student_shape") if getattr(config, name) is not None]
+    if len(given) != 1:
+        raise ValueError(
+            f"exactly one of student, student_layers and student_shape must be given, got {given or 'none'}"
+        )
+    if config.teacher is None and (config.method == "gkd" or given[0] != "student"):
+        needs = "method gkd" if config.method == "gkd" else given[0]
+        raise ValueError(f"{needs} needs a teacher, got none")

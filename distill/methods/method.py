@@ -1,0 +1,39 @@
+"""Method: what a training method says about a batch, and nothing about loops, files or devices."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from jaxtyping import Array, Float, Int
+
+
+class Method(Protocol):
+    """A loss per completion token.
+
+    Attributes:
+      name: Short name for logs and configuration files.
+      needs_teacher: Whether `loss` reads the teacher's logits.
+      on_policy_fraction: Probability that a batch is sampled from the student instead of read from the data (λ).
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def needs_teacher(self) -> bool: ...
+    @property
+    def on_policy_fraction(self) -> float: ...
+
+    def loss(
+        self,
+        student_logits: Float[Array, "B N V"],
+        targets: Int[Array, "B N"],
+        teacher_logits: Float[Array, "B N V"] | None,
+    ) -> Float[Array, "B N"]:
+        """Per-token values in nats for the N completion positions; the caller masks, weighs and sums them.
+
+        Args:
+          student_logits: Logits that predict each completion token.
+          targets: The completion tokens.
+          teacher_logits: The teacher's logits at the same positions; None where `needs_teacher` is false.
+        """
+        ...

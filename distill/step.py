@@ -1,0 +1,218 @@
+"""One optimisation step: student and teacher on the completion positions, the method's loss, AdamW.
+
+A row is read as `prompt | completion` with the prompt padded on the left, so the completion stands in the same
+columns of every row, and a plain slice picks the hidden states that predict it. Only those N positions are
+projected to the vocabulary, in the student and in the teacher.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax  # type: ignore[import-untyped]  # ships neither stubs nor py.typed
+from jaxtyping import Array, Float, Int
+
+from attar.distill.batches import Batch
+from attar.distill.losses import Normalization, completion_mask, token_weights
+from attar.distill.methods.method import Method
+from attar.engine.config import ModelConfig
+from attar.engine.transformer import Params, hidden_states, project_logits
+
+Schedule = Literal["constant", "linear", "cosine"]
+
+
+class TrainState(NamedTuple):
+    """All that a step changes; a pytree.
+
+    Attributes:
+      step: int32 scalar, the number of optimisation steps done.
+    """
+
+    params: Params
+    optimizer_state: optax.OptState
+    step: Int[Array, ""]
+
+
+class StepMetrics(NamedTuple):
+    """Float scalars of one step; loss in nats per token as the normalisation defines it."""
+
+    loss: Float[Array, ""]
+    grad_norm: Float[Array, ""]
+    completion_tokens: Int[Array, ""]
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW with warm-up, decay and clipping.
+
+    Attributes:
+      learning_rate: The peak.
+      warmup_steps: Linear rise from 0 to the peak.
+      schedule: What follows until `steps`: the peak kept, or a fall to 0 along a line or a cosine.
+      weight_decay: On matrices only; norm weights are left alone.
+      max_grad_norm: Gradients of a larger global norm are scaled down to it.
+    """
+
+    learning_rate: float
+    steps: int
+    warmup_steps: int = 0
+    schedule: Schedule = "linear"
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    b1: float = 0.9
+    b2: float = 0.999
+    eps: float = 1e-8
+
+
+def learning_rate_schedule(config: OptimizerConfig) -> optax.Schedule:
+    """Learning rate as a function of the steps done."""
+    peak, rest = config.learning_rate, max(config.steps - config.warmup_steps, 1)
+    after: optax.Schedule
+    if config.schedule == "constant":
+        after = optax.constant_schedule(peak)
+    elif config.schedule == "linear":
+        after = optax.linear_schedule(peak, 0.0, rest)
+    else:
+        after = optax.cosine_decay_schedule(peak, rest)
+    if config.warmup_steps == 0:
+        return after
+    # The first step already learns: it takes 1/warmup of the peak.
+    rise = optax.linear_schedule(peak / config.warmup_steps, peak, max(config.warmup_steps - 1, 1))
+    return optax.join_schedules([rise, after], [config.warmup_steps])
+
+
+def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
+    """The gradient transformation of an `OptimizerConfig`."""
+    return optax.chain(
+        optax.clip_by_global_norm(config.max_grad_norm),
+        optax.adamw(
+            learning_rate_schedule(config),
+            b1=config.b1,
+            b2=config.b2,
+            eps=config.eps,
+            weight_decay=config.weight_decay,
+            mask=_is_matrix,
+        ),
+    )
+
+
+def init_state(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
+    """The state before the first step. It owns copies, because steps donate their state."""
+    params = jax.tree.map(lambda leaf: jnp.array(leaf, jnp.float32, copy=True), params)
+    return TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32))
+
+
+def completion_logits(
+    params: Params, config: ModelConfig, batch: Batch, *, vocab_size: int | None = None, remat: bool = False
+) -> Float[Array, "B N V"]:
+    """Logits that predict each of the N completion positions, float32.
+
+    Args:
+      vocab_size: Keeps the first so many logits: models of one family may pad one vocabulary to different sizes.
+      remat: Recompute activations in the backward pass.
+    """
+    P, N = batch.prompts.shape[1], batch.completions.shape[1]
+    tokens = jnp.concatenate([batch.prompts, batch.completions[:, :-1]], axis=1)  # [B, P+N-1]
+    real_prompt = jnp.arange(P)[None, :] >= P - batch.prompt_lengths[:, None]
+    # The prediction of the last counted token needs only what precedes it, so N-1 completion columns are read.
+    real_completion = completion_mask(jnp.asarray(batch.completion_lengths), N)[:, :-1]
+    padding_mask = jnp.concatenate([real_prompt, real_completion], axis=1)
+    hidden = hidden_states(params, config, tokens, padding_mask=padding_mask, remat=remat)
+    logits = project_logits(params, config, hidden[:, P - 1 :])  # [B, N, V]
+    return logits if vocab_size is None else logits[..., :vocab_size]
+
+
+def batch_loss(
+    params: Params,
+    config: ModelConfig,
+    method: Method,
+    batch: Batch,
+    weights: Float[Array, "B N"],
+    teacher_logits: Float[Array, "B N V"] | None,
+    *,
+    remat: bool = False,
+) -> Float[Array, ""]:
+    """Σ weights · method values; a part of the batch's loss where the batch is a part."""
+    vocab_size = None if teacher_logits is None else teacher_logits.shape[-1]
+    logits = completion_logits(params, config, batch, vocab_size=vocab_size, remat=remat)
+    values = method.loss(logits, jnp.asarray(batch.completions), teacher_logits)
+    return jnp.sum(jnp.where(weights > 0.0, values, 0.0) * weights)
+
+
+TrainStep = Callable[[TrainState, Params | None, Batch], tuple[TrainState, StepMetrics]]
+
+
+def make_train_step(
+    student: ModelConfig,
+    teacher: ModelConfig | None,
+    method: Method,
+    optimizer: optax.GradientTransformation,
+    *,
+    normalization: Normalization = "sequence",
+    accumulation_steps: int = 1,
+    remat: bool = False,
+) -> TrainStep:
+    """Builds the jitted step `(state, teacher_params, batch) -> (state, metrics)`; the old state is donated.
+
+    Args:
+      student: Shape of the model being trained.
+      teacher: Shape of the teacher, or None where the method needs none.
+      method: The loss.
+      optimizer: As from `make_optimizer`.
+      normalization: How tokens are averaged, over the whole batch whatever the accumulation.
+      accumulation_steps: Equal parts the batch is worked through in, which bounds memory; must divide the rows.
+      remat: Recompute activations in the backward pass.
+    """
+    vocab_size = None if teacher is None else min(student.vocab_size, teacher.vocab_size)
+
+    def part_gradient(params: Params, teacher_params: Params | None, part: Batch, weights: Array) -> tuple[Array, Any]:
+        teacher_logits = None
+        if method.needs_teacher and teacher is not None and teacher_params is not None:
+            teacher_logits = completion_logits(teacher_params, teacher, part, vocab_size=vocab_size)
+        return jax.value_and_grad(batch_loss)(params, student, method, part, weights, teacher_logits, remat=remat)
+
+    def step(state: TrainState, teacher_params: Params | None, batch: Batch) -> tuple[TrainState, StepMetrics]:
+        mask = completion_mask(jnp.asarray(batch.completion_lengths), batch.completions.shape[1])
+        weights = token_weights(mask, normalization)
+        if accumulation_steps == 1:
+            loss, gradient = part_gradient(state.params, teacher_params, batch, weights)
+        else:
+            loss, gradient = _accumulate(
+                lambda part, w: part_gradient(state.params, teacher_params, part, w),
+                (batch, weights),
+                accumulation_steps,
+            )
+        updates, optimizer_state = optimizer.update(gradient, state.optimizer_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        metrics = StepMetrics(loss, _global_norm(gradient), mask.sum())
+        return TrainState(params, optimizer_state, state.step + 1), metrics
+
+    return jax.jit(step, donate_argnums=(0,))
+
+
+def _accumulate(
+    part_gradient: Callable[[Batch, Array], tuple[Array, Any]], whole: tuple[Batch, Array], parts: int
+) -> tuple[Array, Any]:
+    """Sums loss and gradient over equal parts of the rows. The weights already refer to the whole batch."""
+    split = jax.tree.map(lambda leaf: jnp.reshape(leaf, (parts, -1, *leaf.shape[1:])), whole)
+
+    def add(total: Any, part: tuple[Batch, Array]) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, total, part_gradient(*part)), None
+
+    first = jax.tree.map(lambda leaf: leaf[0], split)
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(part_gradient, *first))
+    total, _ = jax.lax.scan(add, zeros, split)
+    return total  # type: ignore[no-any-return]  # (loss, gradient like params)
+
+
+def _global_norm(tree: Params) -> Float[Array, ""]:
+    return jnp.sqrt(sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(tree)))
+
+
+def _is_matrix(params: Params) -> Any:
+    """True on matrices, by name: a stacked norm weight has two dimensions as well."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: "norm" not in path[-1].key, params)

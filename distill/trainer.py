@@ -1,0 +1,305 @@
+"""Trains a student in a run folder; a run that was killed goes on from its last checkpoint to the same weights.
+
+Nothing random has state of its own: the data order depends on (seed, epoch), the λ draw and the sampling key of a
+step on (seed, step). A step is therefore a function of the TrainState and its number, and a resumed run repeats
+the steps after the checkpoint exactly.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Array
+
+from attar.distill.batches import Batch, BatchStream, Buckets, choose_buckets
+from attar.distill.checkpointing import list_checkpoints, load_checkpoint, save_checkpoint
+from attar.distill.config import TrainConfig
+from attar.distill.data import DataSet, Limits, load_examples
+from attar.distill.evaluate import EvalSettings, Evaluation, Network, evaluate
+from attar.distill.models import RunModels, load_models, params_fingerprint
+from attar.distill.progress import Callback, Pace, Silent, StepReport
+from attar.distill.report import write_report
+from attar.distill.rollout import sample_batch
+from attar.distill.run_folder import MetricsLog, RunError, open_run, settle_config
+from attar.distill.step import (
+    StepMetrics,
+    TrainState,
+    init_state,
+    learning_rate_schedule,
+    make_optimizer,
+    make_train_step,
+)
+from attar.engine.checkpoint import save_model
+
+# Paths may change between start and resumption, since the content behind them is compared by hash.
+CHANGEABLE = frozenset({"data", "eval_data", "teacher", "student", "checkpoint_every", "keep_checkpoints", "versions"})
+
+_COIN = 1  # tells the λ draws' random numbers from others made of (seed, step)
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a finished run left.
+
+    Attributes:
+      student: Folder of the trained model, in Hugging Face layout.
+      report: The report for a browser.
+      evaluation: Of the final weights; None where the run evaluates nothing or was finished before.
+    """
+
+    student: Path
+    report: Path
+    evaluation: Evaluation | None
+
+
+def train(config: TrainConfig, run_dir: Path, callback: Callback | None = None) -> TrainResult:
+    """Trains, or continues, the run in a folder.
+
+    Args:
+      config: What to do. On resuming it must equal the one that the run was started under.
+      run_dir: Run folder (see `run_folder`); made if absent.
+      callback: Hears of the progress.
+
+    Raises:
+      RunError: If the folder cannot be used, the configuration differs from the run's, the vocabularies differ,
+        or the loss stops being finite. The last checkpoint is intact.
+      DataError: If the data cannot be used.
+      CheckpointError: If a model cannot be read.
+    """
+    callback = callback or Silent()
+    with open_run(run_dir):
+        callback.on_stage("loading models")
+        models = load_models(config)
+        callback.on_stage("reading data")
+        data, held_out = _load_data(config, models)
+        settle_config(run_dir, _resolved(config, models, data, held_out), CHANGEABLE)
+        run = _Run(config, run_dir, callback, models, data, held_out)
+        return run.finish()
+
+
+def draws_on_policy(seed: int, step: int, fraction: float) -> bool:
+    """One draw of u in [0, 1) per batch: on-policy if u < λ, so never for λ = 0 and always for λ = 1."""
+    return bool(np.random.default_rng([seed, step, _COIN]).random() < fraction)
+
+
+class _Run:
+    """One run in progress: what it reads, its state, and its log."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        run_dir: Path,
+        callback: Callback,
+        models: RunModels,
+        data: DataSet,
+        held_out: DataSet | None,
+    ) -> None:
+        self._config = config
+        self._run_dir = run_dir
+        self._callback = callback
+        self._models = models
+        self._held_out = held_out
+        self._method = config.make_method()
+        self._optimizer_config = config.optimizer_config()
+        self._pace = Pace()
+        buckets = choose_buckets(data, config.prompt_buckets, config.completion_buckets)
+        pad = models.tokenizer.pad_token_id
+        pad = models.tokenizer.eos_token_ids[0] if pad is None else pad
+        self._stream = BatchStream(data.examples, config.batch_size, config.seed, buckets, pad)
+        self._eval_buckets = None if held_out is None else _eval_buckets(buckets, held_out)
+        optimizer = make_optimizer(self._optimizer_config)
+        teacher = models.teacher
+        self._train_step = make_train_step(
+            models.student.config,
+            None if teacher is None or not self._method.needs_teacher else teacher.config,
+            self._method,
+            optimizer,
+            normalization=config.normalization,
+            accumulation_steps=config.accumulation_steps,
+            remat=config.remat,
+        )
+        self._state, self._start = self._restore(optimizer)
+        self._log = MetricsLog(run_dir / "metrics.jsonl", self._start)
+
+    def finish(self) -> TrainResult:
+        """Does the steps that are left, then writes the model and the report."""
+        with self._log:
+            evaluation = self._train()
+        return self._write_results(evaluation)
+
+    def _train(self) -> Evaluation | None:
+        """Does the steps that are left; returns the last evaluation, if there was one."""
+        evaluation = None
+        if self._start == 0:
+            self._log_start()
+            evaluation = self._evaluate(0)
+        self._callback.on_stage("training")
+        for step in range(self._start, self._config.steps):
+            self._step(step)
+            if self._is_due(step + 1, self._config.eval_every):
+                evaluation = self._evaluate(step + 1)
+            if self._is_due(step + 1, self._config.checkpoint_every):
+                self._save(step + 1)
+        return evaluation
+
+    def _restore(self, optimizer: Any) -> tuple[TrainState, int]:
+        """The state of the last checkpoint, or the initial one."""
+        params = self._models.student.params
+        checkpoints = list_checkpoints(self._run_dir / "checkpoints")
+        if not checkpoints:
+            return init_state(params, optimizer), 0
+        like = jax.eval_shape(lambda leaves: init_state(leaves, optimizer), params)
+        state = load_checkpoint(checkpoints[-1], like)
+        return state, int(state.step)
+
+    def _step(self, step: int) -> None:
+        began = time.perf_counter()
+        batch = self._stream.batch(step)
+        on_policy = draws_on_policy(self._config.seed, step, self._method.on_policy_fraction)
+        if on_policy:
+            batch = self._sample(batch, step)
+        teacher = self._models.teacher if self._method.needs_teacher else None
+        self._state, metrics = self._train_step(self._state, teacher and teacher.params, batch)
+        self._report(step + 1, batch, on_policy, metrics, began)
+
+    def _sample(self, batch: Batch, step: int) -> Batch:
+        return sample_batch(
+            self._state.params,
+            self._models.student.config,
+            batch,
+            max_new_tokens=self._config.max_new_tokens,
+            sampling=self._config.sampling_params(),
+            eos_token_ids=self._models.tokenizer.eos_token_ids,
+            key=_step_key(self._config.seed, step),
+        )
+
+    def _report(self, step: int, batch: Batch, on_policy: bool, metrics: StepMetrics, began: float) -> None:
+        """Logs one step; reading the loss waits for the device."""
+        loss, grad_norm, tokens = float(metrics.loss), float(metrics.grad_norm), int(metrics.completion_tokens)
+        seconds = time.perf_counter() - began
+        if not (math.isfinite(loss) and math.isfinite(grad_norm)):
+            raise RunError(
+                f"{self._run_dir}: loss and gradient must stay finite, got {loss} and {grad_norm} at step {step}; "
+                "start again in another folder with a lower learning_rate or a longer warm-up"
+            )
+        learning_rate = float(learning_rate_schedule(self._optimizer_config)(step - 1))
+        self._pace.add((int(on_policy), batch.prompts.shape[1], batch.completions.shape[1]), seconds, tokens)
+        report = StepReport(
+            step,
+            self._config.steps,
+            loss,
+            grad_norm,
+            learning_rate,
+            on_policy,
+            self._pace.tokens_per_second,
+            self._pace.eta_seconds(self._config.steps - step),
+        )
+        values = {"loss": loss, "grad_norm": grad_norm, "learning_rate": learning_rate, "on_policy": on_policy}
+        self._log.write(step, {"kind": "train", **values, "completion_tokens": tokens, "seconds": round(seconds, 4)})
+        self._callback.on_step(report)
+
+    def _evaluate(self, step: int) -> Evaluation | None:
+        if self._held_out is None:
+            return None
+        self._callback.on_stage("evaluating")
+        student = Network(self._state.params, self._models.student.config)
+        settings = EvalSettings(self._config.batch_size, self._config.max_new_tokens, self._config.seed)
+        evaluation = evaluate(
+            student, self._models.teacher, self._models.tokenizer, self._held_out, settings, self._eval_buckets
+        )
+        scores = {name: asdict(interval) for name, interval in evaluation.scores.items()}
+        samples = [asdict(sample) for sample in evaluation.samples]
+        line = {"kind": "eval", "perplexity": evaluation.perplexity, "scores": scores, "samples": samples}
+        self._log.write(step, line)
+        self._callback.on_evaluation(step, evaluation)
+        return evaluation
+
+    def _log_start(self) -> None:
+        parameters = {"student_parameters": self._models.student.config.num_parameters}
+        if self._models.teacher is not None:
+            parameters["teacher_parameters"] = self._models.teacher.config.num_parameters
+        self._log.write(0, {"kind": "start", "normalization": self._config.normalization, **parameters})
+
+    def _save(self, step: int) -> None:
+        self._log.sync()
+        folder = self._run_dir / "checkpoints"
+        save_checkpoint(folder, self._state, self._stream.position(step), self._config.keep_checkpoints)
+
+    def _is_due(self, step: int, every: int) -> bool:
+        return step % every == 0 or step == self._config.steps
+
+    def _write_results(self, evaluation: Evaluation | None) -> TrainResult:
+        self._callback.on_stage("writing the student")
+        student, source = self._run_dir / "student", self._models.tokenizer_source
+        provenance = {"run": self._config.to_json(), "steps": self._config.steps}
+        try:
+            save_model(student, self._models.student.config, self._state.params, source, provenance)
+            self._callback.on_stage("writing the report")
+            report = write_report(self._run_dir)
+        except OSError as error:
+            raise RunError(f"{self._run_dir}: cannot be written: {error}; free space and resume the run") from None
+        return TrainResult(student, report, evaluation)
+
+
+def _step_key(seed: int, step: int) -> Array:
+    return jax.random.fold_in(jax.random.key(seed), step)
+
+
+def _load_data(config: TrainConfig, models: RunModels) -> tuple[DataSet, DataSet | None]:
+    needs_completion = not (config.method == "gkd" and config.on_policy_fraction == 1.0)
+    limits = Limits(max_prompt_tokens(config, models), config.max_new_tokens, needs_completion)
+    data = load_examples(Path(config.data), models.tokenizer, limits, config.prompt_format)
+    if config.eval_data is None:
+        return data, None
+    held_out = load_examples(
+        Path(config.eval_data),
+        models.tokenizer,
+        Limits(limits.prompt_tokens, limits.completion_tokens),
+        config.prompt_format,
+        config.eval_examples,
+    )
+    return data, held_out
+
+
+def max_prompt_tokens(config: TrainConfig, models: RunModels) -> int:
+    """Longest prompt that leaves room for a completion in both models' contexts.
+
+    Raises:
+      RunError: If no room is left.
+    """
+    contexts = [network.config.max_position_embeddings for network in (models.student, models.teacher) if network]
+    room = min(contexts) - config.max_new_tokens
+    if room < 1:
+        raise RunError(
+            f"max_new_tokens must be below the context of {min(contexts)} tokens, got {config.max_new_tokens}; lower it"
+        )
+    return room if config.max_prompt_tokens is None else min(room, config.max_prompt_tokens)
+
+
+def _eval_buckets(train: Buckets, held_out: DataSet) -> Buckets:
+    """The training shapes, so that little more is compiled, and longer ones where held-out prompts need them."""
+    own = choose_buckets(held_out, 1, 1)
+    longest = max(train.completion[-1], own.completion[-1])
+    return Buckets(tuple(sorted({*train.prompt, max(train.prompt[-1], own.prompt[-1])})), (longest,))
+
+
+def _resolved(config: TrainConfig, models: RunModels, data: DataSet, held_out: DataSet | None) -> dict[str, Any]:
+    teacher = models.teacher
+    return {
+        **config.to_json(),
+        "max_prompt_tokens": max_prompt_tokens(config, models),
+        "data_sha256": data.sha256,
+        "data_examples": len(data.examples),
+        "data_completions_cut": data.num_cut,
+        "eval_data_sha256": None if held_out is None else held_out.sha256,
+        "teacher_fingerprint": None if teacher is None else params_fingerprint(teacher.params),
+        "student_fingerprint": params_fingerprint(models.student.params),
+        "tokenizer_fingerprint": models.tokenizer.fingerprint(),
+        "versions": {"jax": jax.__version__, "numpy": np.__version__},
+    }
