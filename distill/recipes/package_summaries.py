@@ -71,12 +71,19 @@ class RecipeReport:
     splits: dict[str, int] = field(default_factory=dict)
 
 
-def build(folder: Path, *, sample: bool | None = None, progress: Callable[[str], None] | None = None) -> RecipeReport:
+def build(
+    folder: Path,
+    *,
+    sample: bool | None = None,
+    max_words: int | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> RecipeReport:
     """Writes `train.jsonl`, `validation.jsonl`, `test.jsonl` and `recipe.json` into `folder`.
 
     Args:
       folder: Output folder, made if it does not exist.
       sample: True takes the bundled sample, False demands apt, None takes apt where it works.
+      max_words: Leaves out longer documents, for models and machines with little room; None keeps all.
       progress: Called with a few words at each stage.
 
     Raises:
@@ -86,6 +93,10 @@ def build(folder: Path, *, sample: bool | None = None, progress: Callable[[str],
     say = progress or (lambda _: None)
     folder.mkdir(parents=True, exist_ok=True)
     pairs, report = _collect(sample, say)
+    if max_words is not None:
+        kept = [pair for pair in pairs if len(pair.document.split()) <= max_words]
+        report.dropped[f"over {max_words} words"] = len(pairs) - len(kept)
+        pairs = kept
     report.pairs, report.sources = len(pairs), len({pair.source for pair in pairs})
     by_split: dict[str, list[Pair]] = {name: [] for name in SPLITS}
     held_out = _HELD_OUT_PERCENT if report.origin.startswith("apt") else _HELD_OUT_PERCENT_OF_SAMPLE

@@ -17,8 +17,9 @@ from attar.distill.recipes import package_summaries
 @click.option(
     "--sample/--apt", default=None, help="Demand the bundled sample, or apt's lists. Default: apt if it works."
 )
+@click.option("--max-words", type=click.IntRange(1), help="Leave out longer documents.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as one JSON object.")
-def command(recipe: str, folder: Path, sample: bool | None, as_json: bool) -> None:
+def command(recipe: str, folder: Path, sample: bool | None, max_words: int | None, as_json: bool) -> None:
     """Build the data set RECIPE into a folder: train.jsonl, validation.jsonl, test.jsonl, recipe.json.
 
     package_summaries: Debian's package descriptions to their one-line synopsis, made from apt's own package lists
@@ -32,7 +33,7 @@ def command(recipe: str, folder: Path, sample: bool | None, as_json: bool) -> No
             status.update(text)
             notes.extend([text] if "bundled sample" in text else [])
 
-        report = package_summaries.build(folder, sample=sample, progress=say)
+        report = package_summaries.build(folder, sample=sample, max_words=max_words, progress=say)
     for note in notes:
         err.print(f"note: {note}")
     if as_json:

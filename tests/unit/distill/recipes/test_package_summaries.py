@@ -108,3 +108,12 @@ def test_reads_lists_as_apt_stores_them(tmp_path: Path) -> None:
 def test_missing_list_names_the_suite(tmp_path: Path) -> None:
     with pytest.raises(AptError, match="no Packages list of suite trixie"):
         read_descriptions(tmp_path, ("trixie",), "en")
+
+
+def test_max_words_leaves_longer_documents_out(tmp_path: Path) -> None:
+    report = build(tmp_path, sample=True, max_words=40)
+    files = [tmp_path / f"{name}.jsonl" for name in package_summaries.SPLITS]
+    rows = [json.loads(line) for file in files for line in file.read_text().splitlines()]
+    lengths = [len(row["prompt"].removesuffix("\n\nOne-line summary:").split()) for row in rows]
+    assert max(lengths) <= 40
+    assert report.dropped["over 40 words"] == sum(len(p.document.split()) > 40 for p in read_sample()) > 0

@@ -1,0 +1,155 @@
+"""`attar distill`: train a student from a teacher."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import click
+from rich.markup import escape
+
+from attar.cli._console import make_table, out, progress_bar
+from attar.cli._models import model_source
+from attar.distill.config import TrainConfig
+from attar.distill.evaluate import Evaluation
+from attar.distill.progress import StepReport
+from attar.distill.trainer import train
+
+_POSITIVE = click.IntRange(1)
+_SHARE = click.FloatRange(0, 1)
+
+
+@click.command("distill")
+@click.option("--data", required=True, type=click.Path(path_type=Path), help="JSONL file, or a recipe's folder.")
+@click.option("--out", "run_dir", required=True, type=click.Path(path_type=Path, file_okay=False), help="Run folder.")
+@click.option("--teacher", help="Model to learn from: a name, a checkpoint folder or a GGUF.")
+@click.option("--student", help="Go on training this model (a checkpoint or run folder).")
+@click.option("--student-layers", help="Start from these layers of the teacher: '0,4,29', or a count: '10'.")
+@click.option("--student-shape", help="Start from random weights in a preset's shape, or a config.json's.")
+@click.option("--method", type=click.Choice(["sft", "gkd"]), default="gkd", show_default=True, help="See below.")
+@click.option("--lambda", "on_policy_fraction", type=_SHARE, default=0.5, show_default=True, help="On-policy share.")
+@click.option("--beta", type=_SHARE, default=0.5, show_default=True, help="0 forward KL, 1 reverse KL, else JSD.")
+@click.option("--divergence-temperature", type=click.FloatRange(0, min_open=True), default=1.0, show_default=True)
+@click.option("--sampling-temperature", type=click.FloatRange(0, min_open=True), default=1.0, show_default=True)
+@click.option("--normalization", type=click.Choice(["sequence", "token"]), default="sequence", show_default=True)
+@click.option("--steps", type=_POSITIVE, default=1000, show_default=True)
+@click.option("--batch-size", type=_POSITIVE, default=16, show_default=True)
+@click.option("--accumulation-steps", type=_POSITIVE, default=1, show_default=True, help="Parts of a batch.")
+@click.option("--learning-rate", type=click.FloatRange(0, min_open=True), default=3e-4, show_default=True)
+@click.option("--warmup-steps", type=click.IntRange(0), default=0, show_default=True)
+@click.option("--schedule", type=click.Choice(["constant", "linear", "cosine"]), default="linear", show_default=True)
+@click.option("--weight-decay", type=click.FloatRange(0), default=0.0, show_default=True)
+@click.option("--max-new-tokens", type=_POSITIVE, default=128, show_default=True, help="Longest completion.")
+@click.option("--max-prompt-tokens", type=_POSITIVE, help="Longest prompt allowed; default: what the context leaves.")
+@click.option("--prompt-format", type=click.Choice(["auto", "plain", "chat"]), default="auto", show_default=True)
+@click.option("--eval-data", type=click.Path(path_type=Path), help="JSONL; default: validation.jsonl of the folder.")
+@click.option("--eval-every", type=_POSITIVE, default=200, show_default=True)
+@click.option("--eval-examples", type=_POSITIVE, default=64, show_default=True)
+@click.option("--checkpoint-every", type=_POSITIVE, default=100, show_default=True)
+@click.option("--remat", is_flag=True, help="Recompute activations: less memory, more time.")
+@click.option("--seed", type=int, default=0, show_default=True)
+def command(data: Path, run_dir: Path, eval_data: Path | None, **options: Any) -> None:
+    """Train a student in a run folder. The same command on the same folder continues a run that was stopped, and
+    ends with the weights it would have had.
+
+    \b
+    sft   learns the data's completions.
+    gkd   brings the student's distributions to the teacher's, on completions that the student samples itself
+          (a share --lambda of the batches) and on the data's. Agarwal et al., 2024, arXiv:2306.13649.
+
+    \b
+    DATA holds one JSON object a line: {"prompt": ..., "completion": ...} or {"messages": [...]}. The run folder gets
+    config.json, metrics.jsonl, checkpoints/, student/ (a Hugging Face folder) and report.html.
+    """
+    train_data, held_out = _data_files(data, eval_data)
+    config = _make_config(train_data, held_out, options)
+    with RunDisplay(config) as display:
+        result = train(config, run_dir, display)
+    if result.evaluation is not None:
+        out.print(evaluation_table("final evaluation", result.evaluation))
+    out.print(f"student: {result.student}\nreport:  {result.report}", soft_wrap=True)
+
+
+def _data_files(data: Path, eval_data: Path | None) -> tuple[Path, Path | None]:
+    if not data.is_dir():
+        return data, eval_data
+    held_out = data / "validation.jsonl"
+    return data / "train.jsonl", eval_data or (held_out if held_out.is_file() else None)
+
+
+def _make_config(data: Path, held_out: Path | None, options: dict[str, Any]) -> TrainConfig:
+    for name in ("teacher", "student"):
+        if options[name] is not None:
+            options[name] = str(model_source(options[name]))
+    layers = options.pop("student_layers")
+    options["student_layers"] = None if layers is None else _layers(layers, options["teacher"])
+    try:
+        return TrainConfig(data=str(data), eval_data=None if held_out is None else str(held_out), **options)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
+
+
+def _layers(text: str, teacher: str | None) -> tuple[int, ...]:
+    """Layer indices as given, or a count spread evenly over the teacher's layers."""
+    try:
+        numbers = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise click.UsageError(
+            f"--student-layers takes indices separated by commas, or one count, got {text!r}"
+        ) from None
+    if len(numbers) > 1:
+        return numbers
+    if teacher is None:
+        raise click.UsageError("--student-layers takes layers of the teacher; name one with --teacher")
+    from attar.engine.checkpoint import load_config
+    from attar.engine.surgery import spread_layers
+
+    try:
+        return tuple(spread_layers(load_config(Path(teacher)).num_hidden_layers, numbers[0]))
+    except ValueError as error:
+        raise click.UsageError(f"--student-layers: {error}") from None
+
+
+class RunDisplay:
+    """Draws a run: a bar with loss, speed and time left, and a line for each evaluation."""
+
+    def __init__(self, config: TrainConfig) -> None:
+        self._bar = progress_bar()
+        self._task = self._bar.add_task(config.method, total=config.steps, note="")
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def on_stage(self, stage: str) -> None:
+        self._bar.update(self._task, note=f"[dim]{escape(stage)}[/]")
+
+    def on_step(self, report: StepReport) -> None:
+        source = "student's samples" if report.on_policy else "data"
+        speed = "" if report.tokens_per_second is None else f"{report.tokens_per_second:,.0f} tok/s · "
+        note = f"{speed}loss {report.loss:.3f} [dim]on {source}[/]"
+        self._bar.update(self._task, completed=report.step, note=note)
+
+    def on_evaluation(self, step: int, evaluation: Evaluation) -> None:
+        scores = {name: score.mean for name, score in evaluation.scores.items()}
+        parts = [f"perplexity {evaluation.perplexity:.2f}"]
+        if "kl_student_teacher_samples" in scores:
+            parts.append(f"KL to teacher on own samples {scores['kl_student_teacher_samples']:.3f}")
+        if "rougeL" in scores:
+            parts.append(f"ROUGE-L {100 * scores['rougeL']:.1f}")
+        self._bar.console.print(f"step {step}: {', '.join(parts)}")
+
+
+def evaluation_table(title: str, evaluation: Evaluation) -> object:
+    """Scores with their 95 % intervals."""
+    rows = [
+        (name, f"{score.mean:.4f}", f"{score.low:.4f} … {score.high:.4f}") for name, score in evaluation.scores.items()
+    ]
+    rows.append(("perplexity", f"{evaluation.perplexity:.3f}", ""))
+    return make_table(title, ["", "mean", "95 % interval"], rows)
