@@ -13,7 +13,7 @@ from typing import Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from attar.engine.config import Activation, ModelConfig, RopeScaling
+from attar.engine.config import Activation, ModelConfig
 from attar.engine.rope import inverse_frequencies
 
 V = TypeVar("V")
@@ -28,9 +28,7 @@ class AttentionSpec:
       scale: Factor on q before the dot product.
       window: Keys that a query sees, itself included; None sees all.
       soft_cap: Scores become cap * tanh(score / cap) before masking; None leaves them.
-      rope_theta: Base of the rotary embedding, half-split pairing (j, j + head_dim / 2).
-      rope_scaling: Frequency scaling of the rotary embedding; None leaves the frequencies.
-      rope_frequencies: Radians per position of each pair, base and scaling worked in, float32 [head_dim / 2].
+      rope_frequencies: Radians per position of each pair (j, j + head_dim / 2), float32 [head_dim / 2].
     """
 
     layer: int
@@ -40,8 +38,6 @@ class AttentionSpec:
     scale: float
     window: int | None
     soft_cap: float | None
-    rope_theta: float
-    rope_scaling: RopeScaling | None
     rope_frequencies: NDArray[np.float32]
 
 
@@ -115,8 +111,6 @@ def attention_spec(config: ModelConfig, layer: int) -> AttentionSpec:
         scale=config.query_scale,
         window=config.sliding_window if local else None,
         soft_cap=config.attn_logit_softcapping,
-        rope_theta=config.rope_local_base_freq if local else config.rope_theta,
-        rope_scaling=None if local else config.rope_scaling,
         rope_frequencies=inverse_frequencies(config, kind),
     )
 

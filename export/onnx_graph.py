@@ -15,6 +15,9 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
+# A string names a dimension that the caller chooses.
+Shape = Sequence[int | str]
+
 MICROSOFT = "com.microsoft"
 OPSET = 21
 IR_VERSION = 10
@@ -47,12 +50,12 @@ class GraphBuilder:
     ) -> None:
         self._data.close()
 
-    def input(self, name: str, dtype: type[np.generic], shape: Sequence[int | str]) -> str:
+    def input(self, name: str, dtype: type[np.generic], shape: Shape) -> str:
         """Declares a graph input; a string in `shape` names a free dimension."""
         self._inputs.append(helper.make_tensor_value_info(name, _element_type(np.dtype(dtype)), shape))
         return name
 
-    def output(self, name: str, dtype: type[np.generic], shape: Sequence[int | str]) -> None:
+    def output(self, name: str, dtype: type[np.generic], shape: Shape) -> None:
         """Declares a graph output; some node must already make it."""
         self._outputs.append(helper.make_tensor_value_info(name, _element_type(np.dtype(dtype)), shape))
 
@@ -96,9 +99,9 @@ class GraphBuilder:
 
     def model(self, metadata: Mapping[str, str]) -> Any:
         """The finished ModelProto, without the external data."""
-        graph = helper.make_graph(
-            self._nodes, "decoder", self._inputs, self._outputs, initializer=list(self._initializers.values())
-        )
+        used = {name for node in self._nodes for name in node.input}
+        initializers = [tensor for name, tensor in self._initializers.items() if name in used]
+        graph = helper.make_graph(self._nodes, "decoder", self._inputs, self._outputs, initializer=initializers)
         opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(MICROSOFT, 1)]
         model = helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="attar")
         helper.set_model_props(model, dict(metadata))
@@ -114,7 +117,7 @@ class GraphBuilder:
             return helper.make_tensor(name, _element_type(value.dtype), value.shape, value.tobytes(), raw=True)
         offset = -(-self._data.tell() // _ALIGNMENT_BYTES) * _ALIGNMENT_BYTES
         self._data.write(b"\0" * (offset - self._data.tell()))
-        self._data.write(memoryview(value).cast("B"))
+        value.tofile(self._data)
         tensor = TensorProto(
             name=name, data_type=_element_type(value.dtype), dims=value.shape, data_location=TensorProto.EXTERNAL
         )

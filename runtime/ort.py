@@ -68,20 +68,16 @@ class OrtSession:
 
     def prefill(self, tokens: Sequence[int]) -> Logits:
         """Appends T >= 1 tokens and returns the logits after the last, float32 [V]."""
-        ids = self._checked(tokens)
-        for start in range(0, len(ids), _CHUNK_TOKENS):
-            logits = self._step(ids[start : start + _CHUNK_TOKENS], keep=1)
-        return logits[0]
+        logits: Logits = self._append(tokens, keep_all=False)[-1]
+        return logits
 
     def score(self, tokens: Sequence[int]) -> Logits:
         """Appends T >= 1 tokens and returns the logits after each, float32 [T, V]."""
-        ids = self._checked(tokens)
-        chunks = [ids[start : start + _CHUNK_TOKENS] for start in range(0, len(ids), _CHUNK_TOKENS)]
-        return np.concatenate([self._step(chunk, keep=len(chunk)) for chunk in chunks])
+        return self._append(tokens, keep_all=True)
 
     def decode(self, token: int) -> Logits:
         """Appends one token and returns the logits after it, float32 [V]."""
-        return self._step(self._checked([token]), keep=1)[0]
+        return self.prefill([token])
 
     def rewind(self, position: int) -> None:
         """Keeps the first `position` tokens; rows behind them are overwritten by the tokens that follow."""
@@ -127,6 +123,17 @@ class OrtSession:
                 "open the file with a larger context_length or shorten the prompt"
             )
         return ids
+
+    def _append(self, tokens: Sequence[int], keep_all: bool) -> Logits:
+        """Runs the tokens piece by piece: the logits after each, or after the last of each piece, [.., V]."""
+        ids, start = self._checked(tokens), self._position
+        pieces = [ids[i : i + _CHUNK_TOKENS] for i in range(0, len(ids), _CHUNK_TOKENS)]
+        try:
+            logits = [self._step(piece, len(piece) if keep_all else 1) for piece in pieces]
+        except SessionError:
+            self._position = start
+            raise
+        return logits[0] if len(logits) == 1 else np.concatenate(logits)
 
     def _step(self, ids: NDArray[np.int64], keep: int) -> Logits:
         """Runs T new tokens and returns the logits of the last `keep`, float32 [keep, V]."""
