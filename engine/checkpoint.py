@@ -26,7 +26,7 @@ from attar.engine import gguf_reader, safetensors_files
 from attar.engine.config import ConfigError, ModelConfig
 from attar.engine.gguf_names import hf_shapes
 from attar.engine.safetensors_files import CheckpointError, Shape, read_json
-from attar.engine.transformer import Params, layer_shapes, param_shapes
+from attar.engine.transformer import Params, param_shapes
 
 if TYPE_CHECKING:
     from attar.engine.tokenizer import Tokenizer

@@ -22,7 +22,7 @@ class ConfigError(ValueError):
 
 @dataclass(frozen=True)
 class RopeScaling:
-    """Frequency scaling of rotary embeddings on full-attention layers.
+    """Frequency scaling of rotary embeddings on full-attention layers (Llama and Gemma 3).
 
     `linear` divides every frequency by `factor` (Gemma 3, 4B and up). `llama3` divides long wavelengths by
     `factor`, keeps short ones, and blends between (Llama 3.1; transformers `_compute_llama3_parameters`).
@@ -93,7 +93,8 @@ class ModelConfig:
             raise ConfigError(f"head_dim must be even (RoPE rotates pairs), got {self.head_dim}")
         if len(self.layer_types) != self.num_hidden_layers:
             raise ConfigError(
-                f"layer_types must name num_hidden_layers layers, got {len(self.layer_types)} and {self.num_hidden_layers}"
+                "layer_types must name num_hidden_layers layers, "
+                f"got {len(self.layer_types)} and {self.num_hidden_layers}"
             )
         if "sliding_attention" in self.layer_types and (self.sliding_window or 0) < 1:
             raise ConfigError(f"sliding layers need a sliding_window of at least 1, got {self.sliding_window}")
@@ -145,9 +146,11 @@ class ModelConfig:
         _reject_unknown(raw)
         try:
             return cls(**_common_fields(raw), **_FROM_HF[model_type](raw))
+        except ConfigError:
+            raise
         except KeyError as error:
             raise ConfigError(f"config lacks the key {error.args[0]!r}") from None
-        except TypeError as error:
+        except (TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
             raise ConfigError(f"config holds a value of the wrong type: {error}") from None
 
     def to_hf(self) -> dict[str, Any]:
@@ -163,7 +166,9 @@ class ModelConfig:
             raw["mlp_bias"] = False
         else:
             raw["hidden_activation"] = self.hidden_activation
-            raw["query_pre_attn_scalar"] = self.query_pre_attn_scalar
+            # transformers types this field as an integer and refuses 256.0.
+            scalar = self.query_pre_attn_scalar
+            raw["query_pre_attn_scalar"] = int(scalar) if scalar.is_integer() else scalar
             raw["sliding_window"] = self.sliding_window
             raw["layer_types"] = list(self.layer_types)
             raw["attn_logit_softcapping"] = self.attn_logit_softcapping
@@ -271,7 +276,8 @@ def _rope_of(raw: Mapping[str, Any], layer_type: str) -> Mapping[str, Any]:
     """RoPE description of one layer kind, from transformers 5 `rope_parameters` or the older flat keys."""
     nested = raw.get("rope_parameters")
     if nested is None:
-        return {"rope_theta": raw.get("rope_theta", 10000.0), **(raw.get("rope_scaling") or {})}
+        flat = {"rope_theta": raw["rope_theta"]} if "rope_theta" in raw else {}
+        return {**flat, **(raw.get("rope_scaling") or {})}
     chosen: Mapping[str, Any] = nested.get(layer_type, nested)
     return chosen
 
@@ -340,24 +346,14 @@ def _llama_from_hf(raw: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _gemma_from_hf(raw: Mapping[str, Any], period: int, use_qk_norm: bool) -> dict[str, Any]:
-    full, local = _rope_of(raw, "full_attention"), _rope_of(raw, "sliding_attention")
-    theta = float(full.get("rope_theta", 10000.0))
-    local_theta = raw.get("rope_local_base_freq", 10000.0) if use_qk_norm else theta
-    if raw.get("rope_parameters") is not None:
-        local_theta = local.get("rope_theta", 10000.0)
+def _gemma_from_hf(raw: Mapping[str, Any], period: int) -> dict[str, Any]:
+    """Fields that Gemma 2 and 3 read alike."""
     return {
         "layer_types": _layer_types(raw, period),
-        "sliding_window": raw.get("sliding_window"),
-        "rope_theta": theta,
-        "rope_local_base_freq": float(local_theta),
-        "rope_scaling": _rope_scaling(full),
-        "query_pre_attn_scalar": float(raw["query_pre_attn_scalar"]),
+        "sliding_window": raw.get("sliding_window", 4096),
+        "query_pre_attn_scalar": float(raw.get("query_pre_attn_scalar", 256)),
         "hidden_activation": _activation(raw, "gelu_pytorch_tanh"),
-        "attn_logit_softcapping": raw.get("attn_logit_softcapping"),
-        "final_logit_softcapping": raw.get("final_logit_softcapping"),
         "tie_word_embeddings": bool(raw.get("tie_word_embeddings", True)),
-        "use_qk_norm": use_qk_norm,
         "use_post_norms": True,
         "norm_plus_one": True,
         "scale_embeddings": True,
@@ -365,12 +361,37 @@ def _gemma_from_hf(raw: Mapping[str, Any], period: int, use_qk_norm: bool) -> di
 
 
 def _gemma2_from_hf(raw: Mapping[str, Any]) -> dict[str, Any]:
-    return _gemma_from_hf(raw, period=2, use_qk_norm=False)
+    rope = _rope_of(raw, "full_attention")
+    if _rope_scaling(rope) is not None:
+        raise ConfigError(f"rope_type must be 'default' in a Gemma 2, got {rope.get('rope_type', rope.get('type'))!r}")
+    theta = float(rope.get("rope_theta", 10000.0))
+    return {
+        **_gemma_from_hf(raw, period=2),
+        "rope_theta": theta,
+        "rope_local_base_freq": theta,
+        "attn_logit_softcapping": raw.get("attn_logit_softcapping", 50.0),
+        "final_logit_softcapping": raw.get("final_logit_softcapping", 30.0),
+        "use_qk_norm": False,
+    }
 
 
 def _gemma3_from_hf(raw: Mapping[str, Any]) -> dict[str, Any]:
-    pattern = raw.get("sliding_window_pattern") or raw.get("_sliding_window_pattern") or 6
-    return _gemma_from_hf(raw, period=pattern, use_qk_norm=True)
+    full, local = _rope_of(raw, "full_attention"), _rope_of(raw, "sliding_attention")
+    if raw.get("rope_parameters") is None:
+        local = {"rope_theta": raw.get("rope_local_base_freq", 10000.0)}
+    if raw.get("attn_logit_softcapping") is not None:
+        # transformers carries the key and ignores it, so nobody knows what such a model was trained with.
+        raise ConfigError(f"attn_logit_softcapping must be null in a Gemma 3, got {raw['attn_logit_softcapping']}")
+    if _rope_scaling(local) is not None:
+        raise ConfigError("rope_type of sliding layers must be 'default': attar scales full-attention layers only")
+    return {
+        **_gemma_from_hf(raw, raw.get("sliding_window_pattern") or raw.get("_sliding_window_pattern") or 6),
+        "rope_theta": float(full.get("rope_theta", 1000000.0)),
+        "rope_local_base_freq": float(local.get("rope_theta", 10000.0)),
+        "rope_scaling": _rope_scaling(full),
+        "final_logit_softcapping": raw.get("final_logit_softcapping"),
+        "use_qk_norm": True,
+    }
 
 
 _FROM_HF = {"llama": _llama_from_hf, "gemma2": _gemma2_from_hf, "gemma3_text": _gemma3_from_hf}
