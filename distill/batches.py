@@ -74,7 +74,7 @@ def choose_bounds(
     rounded = rounded if largest is None else np.minimum(rounded, largest)
     bounds, counts = np.unique(rounded, return_counts=True)
     below = np.concatenate([[0], np.cumsum(counts)])
-    # best[j]: least padded tokens of the j shortest groups with the buckets allowed so far; cuts: where the last begins.
+    # best[j]: least padded tokens of the j shortest groups, with the buckets so far; cuts: where the last one begins.
     best = np.array([0.0] + [np.inf] * len(bounds))
     cuts: list[list[int]] = []
     for _ in range(min(num_buckets, len(bounds))):

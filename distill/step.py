@@ -187,7 +187,7 @@ def make_train_step(
                 accumulation_steps,
             )
         updates, optimizer_state = optimizer.update(gradient, state.optimizer_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        params: Params = jax.tree.map(jnp.add, state.params, updates)
         metrics = StepMetrics(loss, _global_norm(gradient), mask.sum())
         return TrainState(params, optimizer_state, state.step + 1), metrics
 

@@ -106,14 +106,15 @@ class _Run:
         self._models = models
         self._held_out = held_out
         self._method = config.make_method()
-        self._optimizer_config = config.optimizer_config()
+        schedule = learning_rate_schedule(config.optimizer_config())
+        self._learning_rates = np.asarray(jax.vmap(schedule)(np.arange(config.steps)))  # of each step, for the log
         self._pace = Pace()
         buckets = choose_buckets(data, config.prompt_buckets, config.completion_buckets)
         pad = models.tokenizer.pad_token_id
         pad = models.tokenizer.eos_token_ids[0] if pad is None else pad
         self._stream = BatchStream(data.examples, config.batch_size, config.seed, buckets, pad)
         self._eval_buckets = None if held_out is None else _eval_buckets(buckets, held_out)
-        optimizer = make_optimizer(self._optimizer_config)
+        optimizer = make_optimizer(config.optimizer_config())
         teacher = models.teacher
         self._train_step = make_train_step(
             models.student.config,
@@ -188,7 +189,7 @@ class _Run:
                 f"{self._run_dir}: loss and gradient must stay finite, got {loss} and {grad_norm} at step {step}; "
                 "start again in another folder with a lower learning_rate or a longer warm-up"
             )
-        learning_rate = float(learning_rate_schedule(self._optimizer_config)(step - 1))
+        learning_rate = float(self._learning_rates[step - 1])
         self._pace.add((int(on_policy), batch.prompts.shape[1], batch.completions.shape[1]), seconds, tokens)
         report = StepReport(
             step,
