@@ -1,0 +1,243 @@
+"""Sessions, samplers and the binding itself."""
+
+from __future__ import annotations
+
+import ctypes
+import dataclasses
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from attar.runtime import _native
+from attar.runtime.native import NativeModel, NativeSession, kernels_name, library_version
+from attar.runtime.session import SessionError, open_session
+
+if TYPE_CHECKING:
+    from tests.unit.runtime.conftest import MakeTiny
+
+HEADER = Path(__file__).parents[3] / "runtime" / "include" / "attar.h"
+
+# --- the binding and the header -------------------------------------------------------------------------------
+
+_SCALARS = {
+    "attar_status": ctypes.c_int, "bool": ctypes.c_bool, "float": ctypes.c_float, "int32_t": ctypes.c_int32,
+    "size_t": ctypes.c_size_t, "uint64_t": ctypes.c_uint64, "char": ctypes.c_char,
+}  # fmt: skip
+_STRUCTURES = {
+    "attar_error": _native.AttarError,
+    "attar_model_info": _native.AttarModelInfo,
+    "attar_session_params": _native.AttarSessionParams,
+    "attar_memory": _native.AttarMemory,
+    "attar_sampler_params": _native.AttarSamplerParams,
+}
+_HANDLES = {"attar_model", "attar_session", "attar_sampler", "attar_tokenizer"}
+
+
+def header_text() -> str:
+    return re.sub(r"//[^\n]*", "", HEADER.read_text())
+
+
+def ctype(declaration: str, *, result: bool = False, sized: bool = False) -> Any:
+    """The ctypes type of "const char *path" and the like; `result` for return types, `sized` before a length."""
+    stars = declaration.count("*")
+    base = re.sub(r"\bconst\b|\*", " ", declaration).split()[0]
+    if base == "void":
+        return None
+    if base in _HANDLES:
+        return ctypes.c_void_p if stars == 1 else ctypes.POINTER(ctypes.c_void_p)
+    if base == "char" and stars:
+        return ctypes.c_void_p if result and sized else ctypes.c_char_p
+    plain = _STRUCTURES.get(base) or _SCALARS[base]
+    return ctypes.POINTER(plain) if stars else plain
+
+
+def test_signatures_are_those_of_the_header() -> None:
+    found = re.findall(r"ATTAR_API\s+([\w\s]+?[\s*]+)(attar_\w+)\(([^)]*)\)", header_text())
+    assert {name for _, name, _ in found} == set(_native.SIGNATURES)
+    for result, name, arguments in found:
+        listed = [] if arguments.strip() == "void" else [" ".join(a.split()) for a in arguments.split(",")]
+        sized = any(a.endswith("*length") for a in listed)  # text that is not NUL-terminated
+        expected = (ctype(result, result=True, sized=sized), tuple(ctype(a) for a in listed))
+        assert _native.SIGNATURES[name] == expected, name
+
+
+@pytest.mark.parametrize("name", _STRUCTURES)
+def test_structures_are_those_of_the_header(name: str) -> None:
+    bodies = {end: body for body, end in re.findall(r"typedef struct \{([^}]*)\} (\w+);", header_text())}
+    fields = []
+    for line in filter(None, (part.strip() for part in bodies[name].split(";"))):
+        base, names = line.split(None, 1)
+        for declared in names.split(","):
+            match = re.fullmatch(r"(\w+)(?:\[(\d+)\])?", declared.strip())
+            assert match is not None
+            kind = _SCALARS[base]
+            fields.append((match[1], kind * int(match[2]) if match[2] else kind))
+    assert tuple(fields) == _STRUCTURES[name]._fields_
+
+
+def test_status_numbers_are_those_of_the_header() -> None:
+    found = dict(re.findall(r"(ATTAR_(?:OK|ERROR_\w+)) = (\d+)", header_text()))
+    assert {name: int(number) for name, number in found.items()} == {
+        name: value for name, value in vars(_native).items() if re.fullmatch(r"ATTAR_(OK|ERROR_\w+)", name)
+    }
+
+
+def test_a_missing_library_is_named(tmp_path: Path) -> None:
+    with pytest.raises(SessionError, match=r"libattar\.\w+ is not in .*; build it by installing attar"):
+        _native.find_library([str(tmp_path)])
+
+
+def test_the_library_is_found_in_any_folder_of_the_package(tmp_path: Path) -> None:
+    (tmp_path / _native.library_name()).touch()
+    assert _native.find_library([str(tmp_path / "source"), str(tmp_path)]).parent == tmp_path
+
+
+def test_version_and_kernels() -> None:
+    assert re.fullmatch(r"\d+\.\d+\.\d+", library_version())
+    assert kernels_name() in {"avx512", "avx2", "scalar"}
+
+
+# --- models ---------------------------------------------------------------------------------------------------
+
+
+def test_info_and_metadata(make_tiny: MakeTiny) -> None:
+    tiny = make_tiny("gemma3", types="Q8_0")
+    model = NativeModel(tiny.path)
+    info = model.info
+    assert (model.architecture, info.n_vocab, info.n_embd, info.n_ff, info.n_layers) == ("gemma3", 80, 64, 96, 7)
+    assert (info.n_heads, info.n_kv_heads, info.head_dim, info.sliding_window, info.n_local_layers) == (4, 1, 16, 8, 6)
+    assert info.n_parameters == sum(w.size for w in tiny.weights.values())
+    assert info.file_bytes == tiny.path.stat().st_size
+    assert info.bos_token == -1
+    assert model.metadata("general.architecture") == "gemma3"
+    assert model.metadata("gemma3.block_count") is None
+    assert model.metadata("absent") is None
+
+
+# --- sessions -------------------------------------------------------------------------------------------------
+
+
+def test_open_session_drives_a_gguf(make_tiny: MakeTiny) -> None:
+    with open_session(make_tiny("llama").path, context_length=32, threads=2) as session:
+        assert (session.vocab_size, session.context_length, session.position) == (80, 32, 0)
+        logits = session.prefill([1, 2, 3])
+        assert (logits.shape, logits.dtype, session.position) == ((80,), np.float32, 3)
+        assert session.score([4, 5]).shape == (2, 80)
+        assert session.decode(6).shape == (80,)
+        assert session.position == 6
+    with pytest.raises(SessionError, match="the session is closed"):
+        session.decode(1)
+
+
+def test_a_session_outlives_the_name_of_its_model(make_tiny: MakeTiny) -> None:
+    session = NativeSession(NativeModel(make_tiny("llama").path), threads=1)
+    assert np.isfinite(session.prefill([1, 2])).all()
+    session.close()
+    session.close()
+
+
+@pytest.mark.parametrize(
+    ("tokens", "pattern"),
+    [
+        ([], "at least one token"),
+        ([1, 80], r"token ids must be 0 to 79, got 80 at index 1"),
+        ([-1], r"token ids must be 0 to 79, got -1 at index 0"),
+        ([2**32 + 1], r"token ids must be 0 to 79"),
+        ([1] * 31, r"31 tokens do not fit: the context holds 32 and 2 are in use"),
+    ],
+)
+def test_a_refused_call_leaves_the_sequence_alone(make_tiny: MakeTiny, tokens: list[int], pattern: str) -> None:
+    with open_session(make_tiny("gemma2").path, context_length=32, threads=1) as session:
+        session.prefill([3, 4])
+        for call in (session.prefill, session.score):
+            with pytest.raises(SessionError, match=pattern):
+                call(tokens)
+        assert session.position == 2
+        after = session.decode(5)
+    with open_session(make_tiny("gemma2").path, context_length=32, threads=1) as fresh:
+        np.testing.assert_allclose(after, fresh.prefill([3, 4, 5]), atol=1e-3)
+
+
+def test_rewind_gives_the_logits_of_the_shorter_sequence(make_tiny: MakeTiny) -> None:
+    tiny = make_tiny("gemma3")
+    tokens = np.random.default_rng(0).integers(0, 80, 60).tolist()
+    for keep in (60, 57, 56):  # a ring of 8 + 4 rows takes back any 4 tokens
+        with NativeSession(NativeModel(tiny.path), threads=1, batch_tokens=4) as session:
+            session.prefill(tokens)
+            session.rewind(keep)
+            again = session.score([7, 8, 9])
+        np.testing.assert_allclose(again, tiny.logits([*tokens[:keep], 7, 8, 9])[keep:], atol=1e-3)
+
+
+def test_rewind_refuses_what_the_ring_has_lost(make_tiny: MakeTiny) -> None:
+    tiny = make_tiny("gemma3")
+    tokens = np.random.default_rng(0).integers(0, 80, 60).tolist()
+    with NativeSession(NativeModel(tiny.path), threads=1, batch_tokens=4) as session:
+        session.prefill(tokens)
+        with pytest.raises(SessionError, match=r"cannot rewind to 20: local layers keep 12 positions .* back to 55"):
+            session.rewind(20)
+        assert session.position == 60
+        session.rewind(55)
+        with pytest.raises(SessionError, match="a rewind must keep 0 to 55 tokens, got 56"):
+            session.rewind(56)
+        session.rewind(0)
+        np.testing.assert_allclose(session.score(tokens[:30]), tiny.logits(tokens[:30]), atol=1e-3)
+
+
+def test_global_layers_rewind_anywhere(make_tiny: MakeTiny) -> None:
+    tiny = make_tiny("llama")
+    with NativeSession(NativeModel(tiny.path), threads=1, batch_tokens=4) as session:
+        session.prefill(list(range(50)))
+        session.rewind(3)
+        np.testing.assert_allclose(session.decode(9), tiny.logits([0, 1, 2, 9])[-1], atol=1e-3)
+
+
+# --- memory ---------------------------------------------------------------------------------------------------
+
+
+def test_local_layers_cost_the_same_at_any_context(make_tiny: MakeTiny) -> None:
+    model = NativeModel(make_tiny("gemma3").path)  # 6 local layers, 1 global; K = 1, H = 16, f16 keys and values
+    row = 2 * 16 * 2
+    for context in (300, 512):
+        plan = model.plan(context, threads=1)
+        assert plan.cache_bytes == 6 * (8 + 256) * row + context * row
+        assert plan.weights_bytes == model.info.weight_bytes
+    assert model.plan(100, threads=1).cache_bytes == 7 * 100 * row  # never more rows than positions
+
+
+def test_plan_is_what_the_session_holds(make_tiny: MakeTiny) -> None:
+    model = NativeModel(make_tiny("gemma2").path)
+    with NativeSession(model, context_length=200, threads=2) as session:
+        assert session.memory() == model.plan(200, threads=2)
+
+
+def test_memory_budget(make_tiny: MakeTiny) -> None:
+    model = NativeModel(make_tiny("llama").path)
+    needed = sum(part or 0 for part in dataclasses.astuple(model.plan(512, threads=1)))
+    NativeSession(model, context_length=512, threads=1, memory_budget_bytes=needed).close()
+    with pytest.raises(SessionError) as caught:
+        NativeSession(model, context_length=512, threads=1, memory_budget_bytes=needed - 1)
+    match = re.search(rf"needs {needed} bytes .* over the budget of {needed - 1}; .* at most (\d+)", str(caught.value))
+    assert match is not None
+    NativeSession(model, context_length=int(match[1]), threads=1, memory_budget_bytes=needed - 1).close()
+    with pytest.raises(SessionError, match="no context fits"):
+        NativeSession(model, context_length=512, threads=1, memory_budget_bytes=1000)
+
+
+@pytest.mark.parametrize(
+    ("settings", "pattern"),
+    [
+        ({"context_length": 513}, r"n_ctx must be 0 \(default\) to 512, got 513"),
+        ({"context_length": 0}, "context_length must be at least 1, got 0"),
+        ({"threads": -1}, "threads must be at least 1, got -1"),
+        ({"threads": 100000}, r"n_threads must be 0 \(default\) to 256"),
+        ({"batch_tokens": 1 << 20}, r"n_batch must be 0 \(default\) to 4096"),
+        ({"memory_budget_bytes": 0}, "memory_budget_bytes must be at least 1"),
+    ],
+)
+def test_settings_out_of_range(make_tiny: MakeTiny, settings: dict[str, int], pattern: str) -> None:
+    with pytest.raises(SessionError, match=pattern):
+        NativeSession(NativeModel(make_tiny("llama").path), **settings)
