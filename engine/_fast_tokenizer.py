@@ -148,8 +148,8 @@ class FastTokenizer:
         pieces = []
         for i in range(max(by_id, default=-1) + 1):
             if i in added:
-                text = added[i] if self._is_byte_level else added[i].replace(SPACE_MARK, " ")
-                pieces.append(text.encode("utf-8"))
+                plain = self._is_byte_level or i in self._special_ids
+                pieces.append((added[i] if plain else added[i].replace(SPACE_MARK, " ")).encode("utf-8"))
             else:
                 pieces.append(spell(by_id.get(i, "")))
         return tuple(pieces)

@@ -18,9 +18,10 @@ _NO_LENGTH_LIMIT = int(1e30)  # what transformers writes where a tokenizer has n
 def settings_of_vocabulary(vocabulary: Vocabulary) -> SpecialTokens:
     """The settings inside a GGUF."""
     control = {vocabulary.tokens[i]: i for i in vocabulary.control_ids}
+    ends = [vocabulary.eos_token_id, vocabulary.eot_token_id, vocabulary.eom_token_id]
     return SpecialTokens(
         bos_token_id=vocabulary.bos_token_id,
-        eos_token_ids=end_token_ids([vocabulary.eos_token_id, vocabulary.eot_token_id], control),
+        eos_token_ids=end_token_ids(ends, control),
         pad_token_id=vocabulary.pad_token_id,
         unk_token_id=vocabulary.unk_token_id,
         add_bos=vocabulary.add_bos,

@@ -18,15 +18,12 @@ TIE_ORDER_KEY = "attar.tokenizer.tie_order"
 
 SPACE_MARK = "\u2581"
 
-# Control tokens that end a turn or a document, whatever the file's eos id says.
+# Control tokens that end a turn, whatever the file's eos id says (the C runtime has the same list).
 END_TOKENS = (
-    "<|im_end|>",
     "<end_of_turn>",
+    "<|im_end|>",
     "<|eot_id|>",
     "<|eom_id|>",
-    "<|end|>",
-    "<|endoftext|>",
-    "<|end_of_text|>",
 )
 
 
@@ -68,6 +65,7 @@ class Vocabulary:
     bos_token_id: int | None = None
     eos_token_id: int | None = None
     eot_token_id: int | None = None
+    eom_token_id: int | None = None
     unk_token_id: int | None = None
     pad_token_id: int | None = None
     add_bos: bool = False
@@ -87,7 +85,7 @@ class Vocabulary:
             raise TokenizerError(
                 f"tokenizer.ggml.scores must have one entry per token, got {len(self.scores)} for {size} tokens"
             )
-        for name in ("bos", "eos", "eot", "unk", "pad"):
+        for name in ("bos", "eos", "eot", "eom", "unk", "pad"):
             value = getattr(self, f"{name}_token_id")
             if value is not None and not 0 <= value < size:
                 raise TokenizerError(f"{name}_token_id must be a token id below {size}, got {value}")
@@ -116,9 +114,9 @@ def vocabulary_from_gguf(metadata: Mapping[str, Any]) -> Vocabulary:
     tokens = _strings(metadata, "tokenizer.ggml.tokens")
     types = [int(t) for t in _array(metadata, "tokenizer.ggml.token_type", default=[TokenType.NORMAL] * len(tokens))]
     if model == "llama":
-        tokens = [
-            t.replace(" ", SPACE_MARK) for t in tokens
-        ]  # llama.cpp's converter spells user-defined spaces plainly
+        # llama.cpp's converter spells the spaces of user-defined pieces plainly.
+        plain = int(TokenType.USER_DEFINED)
+        tokens = [t.replace(" ", SPACE_MARK) if kind == plain else t for t, kind in zip(tokens, types, strict=False)]
     return Vocabulary(
         model=cast(VocabularyModel, model),
         pre=str(metadata.get("tokenizer.ggml.pre", "default")),
@@ -130,6 +128,7 @@ def vocabulary_from_gguf(metadata: Mapping[str, Any]) -> Vocabulary:
         bos_token_id=_id(metadata, "bos_token_id"),
         eos_token_id=_id(metadata, "eos_token_id"),
         eot_token_id=_id(metadata, "eot_token_id"),
+        eom_token_id=_id(metadata, "eom_token_id"),
         unk_token_id=_id(metadata, "unknown_token_id"),
         pad_token_id=_id(metadata, "padding_token_id"),
         # llama.cpp's defaults where the keys are absent: SentencePiece models add BOS and a leading space.
@@ -161,7 +160,7 @@ def vocabulary_to_gguf(vocabulary: Vocabulary) -> dict[str, Any]:
             metadata[TIE_ORDER_KEY] = vocabulary.tie_order
     else:
         metadata["tokenizer.ggml.merges"] = list(vocabulary.merges)
-    ids = {"bos": "bos", "eos": "eos", "eot": "eot", "unk": "unknown", "pad": "padding"}
+    ids = {"bos": "bos", "eos": "eos", "eot": "eot", "eom": "eom", "unk": "unknown", "pad": "padding"}
     for name, key in ids.items():
         value = getattr(vocabulary, f"{name}_token_id")
         if value is not None:
@@ -195,7 +194,8 @@ def _strings(metadata: Mapping[str, Any], key: str) -> list[str]:
 
 def _id(metadata: Mapping[str, Any], name: str) -> int | None:
     value = metadata.get(f"tokenizer.ggml.{name}")
-    return None if value is None else int(value)
+    # Converters write 2^32 - 1 for "no such token".
+    return None if value is None or int(value) in (-1, 0xFFFFFFFF) else int(value)
 
 
 def _optional_string(metadata: Mapping[str, Any], key: str) -> str | None:

@@ -7,6 +7,7 @@ the same rules by hand (`runtime/csrc/tokenizer_split.c`).
 from __future__ import annotations
 
 from collections.abc import Callable
+from operator import itemgetter
 from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers, processors
@@ -111,11 +112,15 @@ def _merge_pair(merge: str, ids: dict[str, int], rank: int) -> tuple[str, str]:
 
 def _build_sentencepiece(vocabulary: Vocabulary) -> Tokenizer:
     ids = token_ids(vocabulary)
-    kinds = vocabulary.token_types
-    byte_fallback = sum(kind == TokenType.BYTE for kind in kinds) == 256
+    num_bytes = vocabulary.token_types.count(TokenType.BYTE)
     unknown = None if vocabulary.unk_token_id is None else vocabulary.tokens[vocabulary.unk_token_id]
+    if num_bytes < 256 and unknown is None:
+        raise TokenizerError(
+            f"a SentencePiece vocabulary needs all 256 byte tokens or an unknown_token_id, got {num_bytes} byte tokens"
+        )
     merges = spm_merges(vocabulary, vocabulary.tie_order)
-    tokenizer = Tokenizer(BPE(vocab=ids, merges=merges, unk_token=unknown, fuse_unk=True, byte_fallback=byte_fallback))
+    model = BPE(vocab=ids, merges=merges, unk_token=unknown, fuse_unk=True, byte_fallback=num_bytes > 0)
+    tokenizer = Tokenizer(model)
     replace = normalizers.Replace(" ", SPACE_MARK)
     prefixed = normalizers.Sequence([normalizers.Prepend(SPACE_MARK), replace])
     tokenizer.normalizer = prefixed if vocabulary.add_space_prefix else replace
@@ -138,17 +143,17 @@ def spm_merges(vocabulary: Vocabulary, tie_order: TieOrder) -> list[tuple[str, s
       transformers, `convert_slow_tokenizer.py`, `generate_merges`.
     """
     ids = {token: index for index, token in enumerate(vocabulary.tokens)}
-    ranked: list[tuple[float, str, str]] = []
+    user_defined, reachable = int(TokenType.USER_DEFINED), {int(TokenType.NORMAL), int(TokenType.USER_DEFINED)}
+    ranked: list[tuple[float, int, int, str, str]] = []
     for piece, kind, score in zip(vocabulary.tokens, vocabulary.token_types, vocabulary.scores, strict=True):
-        if kind not in (TokenType.NORMAL, TokenType.USER_DEFINED):
+        if kind not in reachable:
             continue
-        rank = 0.0 if kind == TokenType.USER_DEFINED else score
-        splits = [(piece[:cut], piece[cut:]) for cut in range(1, len(piece))]
-        known = [pair for pair in splits if pair[0] in ids and pair[1] in ids]
-        known.sort(key=lambda pair: (ids[pair[0]], ids[pair[1]]))
-        ranked.extend((rank, left, right) for left, right in known)
-    if tie_order == "length":
-        ranked.sort(key=lambda item: (item[0], len(item[1]), len(item[2])), reverse=True)
-    else:
-        ranked.sort(key=lambda item: item[0], reverse=True)
-    return [(left, right) for _, left, right in ranked]
+        splits = [(piece[:cut], piece[cut:]) for cut in range(1, len(piece)) if piece[:cut] in ids]
+        known = [(left, right) for left, right in splits if right in ids]
+        if tie_order == "id":
+            known.sort(key=lambda pair: (ids[pair[0]], ids[pair[1]]))
+        rank = 0.0 if kind == user_defined else score
+        ranked.extend((rank, len(left), len(right), left, right) for left, right in known)
+    # Both sorts are stable: pairs that compare equal stay in the order of the pieces' ids.
+    ranked.sort(key=itemgetter(0, 1, 2) if tie_order == "length" else itemgetter(0), reverse=True)
+    return [(left, right) for _, _, _, left, right in ranked]

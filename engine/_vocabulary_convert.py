@@ -44,6 +44,8 @@ def _tokens_and_types(tokenizer: FastTokenizer) -> tuple[list[str], list[int]]:
             raise TokenizerError(
                 f"added token {added.content!r} strips blanks or needs whole words: a GGUF cannot say so"
             )
+        if fallback and not added.special and " " in added.content:
+            raise TokenizerError(f"added token {added.content!r} must not hold a plain space: a GGUF spells U+2581 so")
         types[i] = int(TokenType.CONTROL if added.special else TokenType.USER_DEFINED)
     return tokens, types
 
@@ -55,6 +57,7 @@ def _common(tokenizer: FastTokenizer) -> dict[str, Any]:
         "bos_token_id": specials.bos_token_id,
         "eos_token_id": ends[0] if ends else None,
         "eot_token_id": ends[1] if len(ends) > 1 else None,
+        "eom_token_id": ends[2] if len(ends) > 2 else None,
         "unk_token_id": specials.unk_token_id,
         "pad_token_id": specials.pad_token_id,
         "add_bos": tokenizer.add_bos,
@@ -110,11 +113,7 @@ def _sentencepiece(tokenizer: FastTokenizer, tokens: list[str], types: list[int]
     description = tokenizer.description
     add_space_prefix = _space_prefix(description)
     merges = _merges(description)
-    rank: dict[str, int] = {}
-    for index, (left, right) in enumerate(merges):
-        rank.setdefault(left + right, index)
-    # A user-defined piece outranks all others in `spm_merges`, and so it must here.
-    scores = tuple(-float(rank[token]) if token in rank else _PADDING_SCORE for token in tokens)
+    scores = _scores(tokens, types, merges)
     common = _common(tokenizer)
     unknown = description["model"].get("unk_token")
     if common["unk_token_id"] is None and unknown is not None:
@@ -136,10 +135,18 @@ def _sentencepiece(tokenizer: FastTokenizer, tokens: list[str], types: list[int]
     raise TokenizerError("the merges are not ordered by piece, so a GGUF's scores cannot give the same ids")
 
 
+def _scores(tokens: list[str], types: list[int], merges: list[tuple[str, str]]) -> tuple[float, ...]:
+    """SentencePiece's own: 0, -1, -2 ... in the order in which pieces are made; user-defined pieces do not count."""
+    normal = {token for token, kind in zip(tokens, types, strict=True) if kind == TokenType.NORMAL}
+    made = dict.fromkeys(piece for left, right in merges if (piece := left + right) in normal)
+    score = {piece: -float(index) for index, piece in enumerate(made)}
+    return tuple(score.get(token, _PADDING_SCORE) for token in tokens)
+
+
 def _same_merges(vocabulary: Vocabulary, merges: list[tuple[str, str]], tie_order: TieOrder) -> bool:
     """Whether the scores lead back to the tokenizer's merges, those aside that text can never reach."""
     ids = {token: i for i, token in enumerate(vocabulary.tokens)}
-    reachable = (TokenType.NORMAL, TokenType.USER_DEFINED)
+    reachable = {int(TokenType.NORMAL), int(TokenType.USER_DEFINED)}
     wanted = [pair for pair in merges if vocabulary.token_types[ids["".join(pair)]] in reachable]
     return spm_merges(vocabulary, tie_order) == wanted
 

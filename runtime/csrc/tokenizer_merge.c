@@ -124,19 +124,31 @@ static void split_bytes(const attar_tokenizer *t, const char *text, size_t lengt
     }
 }
 
-// One symbol per character; characters that the vocabulary lacks become byte tokens, or one unknown token per run.
+static bool has_bytes(const attar_tokenizer *t, const char *bytes, size_t n) {
+    for (size_t i = 0; i < n; i++) {
+        if (t->byte_ids[(unsigned char)bytes[i]] < 0) return false;
+    }
+    return true;
+}
+
+// One symbol per character; characters that the vocabulary lacks become byte tokens, and runs of characters whose bytes
+// it lacks too become one unknown token.
 static void split_chars(const attar_tokenizer *t, const char *text, size_t length, merge_scratch *s) {
+    bool unknown_run = false;
     for (size_t at = 0, used = 0; at < length; at += used) {
         attar_utf8_decode(text + at, length - at, &used);
         int32_t id = tokenizer_find_piece(t, text + at, used);
         if (id >= 0) {
             add_symbol(s, id, at, used, false);
-        } else if (t->byte_fallback) {
+            unknown_run = false;
+        } else if (has_bytes(t, text + at, used)) {
             for (size_t i = at; i < at + used; i++) add_symbol(s, t->byte_ids[(unsigned char)text[i]], i, 1, true);
-        } else if (s->n_symbols > 0 && s->symbols[s->n_symbols - 1].fixed) {
+            unknown_run = false;
+        } else if (unknown_run) {
             s->symbols[s->n_symbols - 1].size += (uint32_t)used;
         } else {
             add_symbol(s, t->unknown, at, used, true);
+            unknown_run = true;
         }
     }
 }

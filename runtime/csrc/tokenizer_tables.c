@@ -69,11 +69,12 @@ attar_status tokenizer_build_pieces(attar_tokenizer *t, attar_error *error) {
         for (int32_t byte = 0; byte < 256; byte++) t->byte_ids[byte] = tokenizer_find_piece(t, &(char){(char)byte}, 1);
         return ATTAR_OK;
     }
-    t->byte_fallback = true;
-    for (int32_t byte = 0; byte < 256; byte++) t->byte_fallback &= t->byte_ids[byte] >= 0;
-    if (!t->byte_fallback && t->unknown < 0)
+    int32_t n_bytes = 0;
+    for (int32_t byte = 0; byte < 256; byte++) n_bytes += t->byte_ids[byte] >= 0;
+    if (n_bytes < 256 && t->unknown < 0)
         return attar_fail(error, ATTAR_ERROR_MODEL,
-                          "a SentencePiece vocabulary needs all 256 byte tokens or an unknown_token_id, got neither");
+                          "a SentencePiece vocabulary needs all 256 byte tokens or an unknown_token_id, got %d byte tokens",
+                          n_bytes);
     return ATTAR_OK;
 }
 

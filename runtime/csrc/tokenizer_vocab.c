@@ -195,8 +195,11 @@ attar_status tokenizer_read_settings(attar_tokenizer *t, const gguf_file *file, 
     t->add_bos = read_bool(file, "tokenizer.ggml.add_bos_token", !t->byte_level);
     t->add_eos = read_bool(file, "tokenizer.ggml.add_eos_token", false);
     t->add_space_prefix = !t->byte_level && read_bool(file, "tokenizer.ggml.add_space_prefix", true);
-    gguf_string tie = {NULL, 0}, pre = {"default", 7};
-    t->tie_by_id = gguf_get_string(gguf_find(file, "attar.tokenizer.tie_order"), &tie) && equals(tie, "id");
+    gguf_string tie = {"length", 6}, pre = {"default", 7};
+    gguf_get_string(gguf_find(file, "attar.tokenizer.tie_order"), &tie);
+    t->tie_by_id = equals(tie, "id");
+    if (!t->tie_by_id && !equals(tie, "length"))
+        return attar_fail(error, ATTAR_ERROR_MODEL, "attar.tokenizer.tie_order must be 'length' or 'id'");
     gguf_get_string(gguf_find(file, "tokenizer.ggml.pre"), &pre);
     if (t->byte_level && !attar_split_rule(pre.data, (size_t)pre.length, &t->split))
         return attar_fail(error, ATTAR_ERROR_MODEL,

@@ -63,7 +63,6 @@ struct attar_tokenizer {
 
     // SentencePiece BPE
     bool add_space_prefix;
-    bool byte_fallback;  // all 256 byte pieces exist
     bool tie_by_id;      // see tokenizer_merge.c
     uint32_t *ranks;     // [n_vocab] by score, 0 best
     uint16_t *n_chars;   // [n_vocab] characters of each piece
