@@ -9,8 +9,9 @@ from typing import Any, Self
 import click
 from rich.markup import escape
 
-from attar.cli._console import make_table, out, progress_bar
+from attar.cli._console import out, progress_bar
 from attar.cli._models import model_source
+from attar.cli._tables import evaluation_table
 from attar.distill.config import TrainConfig
 from attar.distill.evaluate import Evaluation
 from attar.distill.progress import StepReport
@@ -144,12 +145,3 @@ class RunDisplay:
         if "rougeL" in scores:
             parts.append(f"ROUGE-L {100 * scores['rougeL']:.1f}")
         self._bar.console.print(f"step {step}: {', '.join(parts)}")
-
-
-def evaluation_table(title: str, evaluation: Evaluation) -> object:
-    """Scores with their 95 % intervals."""
-    rows = [
-        (name, f"{score.mean:.4f}", f"{score.low:.4f} … {score.high:.4f}") for name, score in evaluation.scores.items()
-    ]
-    rows.append(("perplexity", f"{evaluation.perplexity:.3f}", ""))
-    return make_table(title, ["", "mean", "95 % interval"], rows)

@@ -1,0 +1,176 @@
+"""Evaluation of an exported file through its own runtime: the same figures as `evaluate`, taken on the device's side.
+
+The file answers and is scored by its Session; the teacher runs in JAX over the tokens that the file sampled. So a
+quantised file is measured as it ships, not as a simulation of it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+from numpy.typing import NDArray
+
+from attar.distill.batches import Batch, choose_bounds, pad_batch, round_up
+from attar.distill.data import DataSet, Example
+from attar.distill.evaluate import EvalSettings, Evaluation, Network, Sample, generate_texts_with_session, text_scores
+from attar.distill.losses import completion_mask, forward_kl, reverse_kl
+from attar.distill.metrics import bootstrap_interval
+from attar.distill.step import completion_logits
+from attar.engine.config import ModelConfig
+from attar.engine.tokenizer import Tokenizer
+from attar.engine.transformer import Params
+from attar.runtime.session import Session
+
+_Floats = NDArray[np.float32]
+
+
+def evaluate_session(
+    session: Session,
+    teacher: Network | None,
+    tokenizer: Tokenizer,
+    data: DataSet,
+    settings: EvalSettings,
+    *,
+    kl_examples: int | None = None,
+    on_example: Callable[[int], None] = lambda done: None,
+) -> Evaluation:
+    """Measures an exported file on held-out examples.
+
+    Args:
+      session: The opened file; it is rewound to empty before each example.
+      teacher: What the file's distributions are compared to; None leaves the divergences out.
+      tokenizer: Of the file.
+      data: Held-out examples with completions.
+      settings: How to evaluate; `seed` is that of the samples.
+      kl_examples: Prompts that are answered by sampling, for the divergences; None takes all.
+      on_example: Hears how many examples are done, over both passes.
+    """
+    examples = data.examples
+    texts = generate_texts_with_session(session, tokenizer, examples, settings.max_new_tokens, on_example)
+    scores = dict(text_scores(texts, [example.reference for example in examples]))
+    nll, tokens = _completion_nll(session, examples)
+    scores["nll"] = nll[tokens > 0] / tokens[tokens > 0]
+    if teacher is not None:
+        sampled = data.examples[:kl_examples]
+        done = len(examples)
+        scores |= _divergences(session, teacher, tokenizer, sampled, settings, lambda n: on_example(done + n))
+    return Evaluation(
+        {name: bootstrap_interval(values) for name, values in scores.items()},
+        math.exp(nll.sum() / max(tokens.sum(), 1)),
+        tuple(
+            Sample(example.prompt_text, example.reference, text)
+            for example, text in list(zip(examples, texts, strict=True))[: settings.num_samples]
+        ),
+    )
+
+
+def sample_with_session(
+    session: Session,
+    prompt: Sequence[int],
+    max_new_tokens: int,
+    eos_token_ids: Sequence[int],
+    rng: np.random.Generator,
+) -> tuple[list[int], _Floats]:
+    """A completion at temperature 1 and the logits that each of its tokens was drawn from.
+
+    Returns:
+      N token ids, the end token included where it was drawn, and logits float32 [N, V].
+    """
+    session.rewind(0)
+    logits = session.prefill(prompt)
+    tokens: list[int] = []
+    rows: list[_Floats] = []
+    while True:
+        tokens.append(_draw(logits, rng))
+        rows.append(np.array(logits))
+        if tokens[-1] in eos_token_ids or len(tokens) == max_new_tokens:
+            return tokens, np.stack(rows)
+        logits = session.decode(tokens[-1])
+
+
+def _draw(logits: _Floats, rng: np.random.Generator) -> int:
+    """Inverse-CDF sampling in float64, so that the last token's share of the mass is not lost to rounding."""
+    scaled = np.exp(logits.astype(np.float64) - logits.max())
+    cumulative = np.cumsum(scaled)
+    return int(np.searchsorted(cumulative, rng.random() * cumulative[-1], side="right"))
+
+
+def _completion_nll(session: Session, examples: Sequence[Example]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Per example: nats of the given completion, and its tokens."""
+    nll = np.zeros(len(examples))
+    for index, example in enumerate(examples):
+        target = example.completion
+        if len(target) == 0:
+            continue
+        session.rewind(0)
+        first = session.prefill(example.prompt.tolist())
+        rest = session.score(target[:-1].tolist()) if len(target) > 1 else np.empty((0, len(first)), np.float32)
+        logits = np.concatenate([first[None], rest]).astype(np.float64)  # [N, V]
+        log_sum = np.log(np.exp(logits - logits.max(1, keepdims=True)).sum(1)) + logits.max(1)
+        nll[index] = float((log_sum - logits[np.arange(len(target)), target]).sum())
+    return nll, np.array([len(example.completion) for example in examples])
+
+
+def _divergences(
+    session: Session,
+    teacher: Network,
+    tokenizer: Tokenizer,
+    examples: Sequence[Example],
+    settings: EvalSettings,
+    on_example: Callable[[int], None],
+) -> dict[str, NDArray[np.float64]]:
+    """Per example, per token: both divergences to the teacher on the file's own samples; and the sum over a sample."""
+    rng = np.random.default_rng(settings.seed)
+    means: dict[str, list[float]] = {"kl_student_teacher_samples": [], "kl_teacher_student_samples": []}
+    sums: list[float] = []
+    for done, (batch, logits) in enumerate(_sampled(session, tokenizer, examples, settings, rng), start=1):
+        reverse, forward = _divergence(teacher.params, batch, jnp.asarray(logits)[None], teacher.config)
+        length = int(batch.completion_lengths[0])
+        sums.append(float(reverse))
+        means["kl_student_teacher_samples"].append(float(reverse) / length)
+        means["kl_teacher_student_samples"].append(float(forward) / length)
+        on_example(done)
+    return {**{k: np.array(v) for k, v in means.items()}, "kl_student_teacher_sequence": np.array(sums)}
+
+
+def _sampled(
+    session: Session,
+    tokenizer: Tokenizer,
+    examples: Sequence[Example],
+    settings: EvalSettings,
+    rng: np.random.Generator,
+) -> Iterator[tuple[Batch, _Floats]]:
+    """For each example its sampled completion as a batch of one, padded to a few shapes, and the logits [N, V]."""
+    widths = choose_bounds([len(example.prompt) for example in examples], 3)
+    for example in examples:
+        tokens, logits = sample_with_session(
+            session, example.prompt.tolist(), settings.max_new_tokens, tokenizer.eos_token_ids, rng
+        )
+        answered = Example(example.line, example.prompt, np.array(tokens, np.int32), "", "")
+        width = round_up(len(example.prompt), widths)
+        batch = pad_batch([answered], width, settings.max_new_tokens, 0)
+        padded = np.zeros((settings.max_new_tokens, logits.shape[1]), np.float32)
+        padded[: len(tokens)] = logits
+        yield batch, padded
+
+
+@partial(jax.jit, static_argnames=("teacher",))
+def _divergence(
+    teacher_params: Params, batch: Batch, student_logits: Float[Array, "1 N V"], teacher: ModelConfig
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """KL(student ‖ teacher) and KL(teacher ‖ student), summed over the tokens of one completion."""
+    vocab_size = min(student_logits.shape[-1], teacher.vocab_size)
+    teacher_logits = completion_logits(teacher_params, teacher, batch, vocab_size=vocab_size)
+    student_logits = student_logits[..., :vocab_size]
+    mask = completion_mask(jnp.asarray(batch.completion_lengths), batch.completions.shape[1])
+
+    def total(values: Float[Array, "1 N"]) -> Float[Array, ""]:
+        return jnp.sum(jnp.where(mask, values, 0.0))
+
+    return total(reverse_kl(student_logits, teacher_logits)), total(forward_kl(student_logits, teacher_logits))

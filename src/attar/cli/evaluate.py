@@ -1,0 +1,100 @@
+"""`attar eval`: score a model on held-out examples."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import click
+
+from attar.cli._console import out, print_json, progress_bar
+from attar.cli._models import checkpoint_folder, is_checkpoint, model_source
+from attar.cli._tables import evaluation_table
+from attar.distill.data import DataSet, Limits, PromptFormat, load_examples
+from attar.distill.evaluate import EvalSettings, Evaluation, Network, evaluate
+from attar.distill.evaluate_device import evaluate_session
+from attar.engine.checkpoint import load_model
+from attar.engine.tokenizer import Tokenizer, load_tokenizer
+from attar.runtime.hub import resolve
+from attar.runtime.session import open_session
+
+
+@click.command("eval")
+@click.argument("model")
+@click.option("--data", required=True, type=click.Path(path_type=Path), help="JSONL, or a folder's test.jsonl.")
+@click.option("--teacher", help="Compare the distributions with this model's.")
+@click.option("--examples", "-n", type=click.IntRange(1), help="Use the first so many; default: all.")
+@click.option("--kl-examples", type=click.IntRange(1), help="Of these, sample so many for the KL of an exported file.")
+@click.option("--max-new-tokens", default=128, show_default=True, type=click.IntRange(1))
+@click.option("--max-prompt-tokens", default=4096, show_default=True, type=click.IntRange(1))
+@click.option("--prompt-format", type=click.Choice(["auto", "plain", "chat"]), default="auto", show_default=True)
+@click.option("--batch-size", default=16, show_default=True, type=click.IntRange(1))
+@click.option("--seed", default=0, show_default=True, help="Of the samples.")
+@click.option("--threads", "-t", type=click.IntRange(1), help="Threads of an exported file's runtime.")
+@click.option("--samples", default=0, show_default=True, type=click.IntRange(0), help="Print so many answers.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def command(
+    model: str,
+    data: Path,
+    teacher: str | None,
+    examples: int | None,
+    kl_examples: int | None,
+    max_new_tokens: int,
+    max_prompt_tokens: int,
+    prompt_format: PromptFormat,
+    batch_size: int,
+    seed: int,
+    threads: int | None,
+    samples: int,
+    as_json: bool,
+) -> None:
+    """Score MODEL on held-out examples: ROUGE and exact match of greedy answers, perplexity of the given ones, and
+    with --teacher the divergences to it, on the data and on MODEL's own samples.
+
+    A checkpoint runs in JAX; an exported file (.gguf, .onnx, .tflite) answers through its own runtime.
+    """
+    path = checkpoint_folder(resolve(model))
+    tokenizer = load_tokenizer(path.parent if path.suffix in (".tflite", ".onnx") else path)
+    file = data / "test.jsonl" if data.is_dir() else data
+    held_out = load_examples(file, tokenizer, Limits(max_prompt_tokens, max_new_tokens), prompt_format, examples)
+    settings = EvalSettings(batch_size, max_new_tokens, seed, samples)
+    network = None if teacher is None else _network(model_source(teacher))
+    if is_checkpoint(path):
+        result = evaluate(_network(path), network, tokenizer, held_out, settings)
+    else:
+        result = _evaluate_file(path, network, tokenizer, held_out, settings, kl_examples, threads)
+    if as_json:
+        print_json({"model": model, "examples": len(held_out.examples), **dataclasses.asdict(result)})
+        return
+    out.print(evaluation_table(f"{model} on {len(held_out.examples)} examples", result))
+    for sample in result.samples:
+        out.print(f"[bold]·[/] {sample.completion!r}\n  [dim]reference {sample.reference!r}[/]")
+
+
+def _network(source: Path) -> Network:
+    model = load_model(source)
+    return Network(model.params, model.config)
+
+
+def _evaluate_file(
+    path: Path,
+    teacher: Network | None,
+    tokenizer: Tokenizer,
+    data: DataSet,
+    settings: EvalSettings,
+    kl_examples: int | None,
+    threads: int | None,
+) -> Evaluation:
+    longest = max(len(example.prompt) for example in data.examples) + settings.max_new_tokens
+    total = len(data.examples) + (len(data.examples[:kl_examples]) if teacher else 0)
+    with open_session(path, context_length=longest, threads=threads) as session, progress_bar() as bar:
+        task = bar.add_task("eval", total=total, note="")
+        return evaluate_session(
+            session,
+            teacher,
+            tokenizer,
+            data,
+            settings,
+            kl_examples=kl_examples,
+            on_example=lambda done: bar.update(task, completed=done),
+        )
