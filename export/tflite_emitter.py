@@ -2,30 +2,40 @@
 
 The file has one subgraph per signature, all over the same weights:
 
-    prefill_T   tokens int32 [1, T], input_pos int32 [T]                -> caches
-    decode      tokens int32 [1, 1], input_pos int32 [1]                -> caches, logits [1, 1, V]
+    prefill_T   tokens int32 [1, T], input_pos int32 [T]   -> caches
+    decode      tokens int32 [1, 1], input_pos int32 [1]   -> caches, logits [1, 1, V]
+    score_T     as prefill_T                               -> caches, logits [1, T, V]; for measuring a model
 
 and each takes and returns, per layer i, `kv_cache_k_i` [1, K, C, H] and `kv_cache_v_i` [1, K, H, C] (transposed, so
-that both products of attention run along contiguous rows). Positions must be consecutive. A row of the cache at or
-beyond the last position is never looked at, so a prompt's last chunk may be padded and rewinding costs nothing.
+that both products of attention run along contiguous rows). Positions must be consecutive. Rows of the cache beyond a
+token's position never reach it, so a prompt's last chunk may be padded, and rewinding costs nothing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from attar.engine.checkpoint import load_config
 from attar.engine.config import Activation, ModelConfig
+from attar.engine.tokenizer import load_tokenizer, save_tokenizer
 from attar.export import tflite_ops as ops
 from attar.export.decoder import AttentionSpec, emit_hidden, emit_logits
-from attar.export.tflite_graph import FLOAT32, INT32, GraphBuilder, ModelBuilder, Tensor
-from attar.export.tflite_weights import WeightSource
+from attar.export.errors import ExportError
+from attar.export.onnx_folder import has_tokenizer
+from attar.export.tflite_file import FLOAT32, INT32, ModelBuilder
+from attar.export.tflite_graph import GraphBuilder, Tensor
+from attar.export.tflite_reader import METADATA
+from attar.export.tflite_weights import Precision, WeightTable
+from attar.quantize.ptq import stream_tensors
 
-LogitsOf = Literal["none", "all"]
+DEFAULT_CONTEXT_TOKENS = 1280  # every decode step attends over the whole cache, used or not
+DEFAULT_PREFILL_LENGTHS = (32, 128, 512)
+SCORE_LENGTH = 64
 
 # Added to masked scores once per position beyond what may be seen: far below any score, far from float32's end.
 _MASK_SLOPE = 1e30
@@ -42,7 +52,7 @@ class _Rotation:
 class TfliteEmitter:
     """Emits the decoder for one signature over `length` tokens with caches of `context_length` positions."""
 
-    def __init__(self, graph: GraphBuilder, weights: WeightSource, length: int, context_length: int) -> None:
+    def __init__(self, graph: GraphBuilder, weights: WeightTable, length: int, context_length: int) -> None:
         self._g = graph
         self._weights = weights
         self._length = length
@@ -58,7 +68,7 @@ class TfliteEmitter:
         self._starts: tuple[Tensor, Tensor] | None = None
 
     def embedding(self, weight: str) -> Tensor:
-        g, table = self._g, self._g.weight(self._weights.matrix(weight))
+        g, table = self._g, self._g.stored(self._weights.get(weight))
         indices = ops.reshape(g, self.inputs["tokens"], (self._length,))
         rows = ops.gather_rows(g, table, indices)
         return ops.reshape(g, rows, (1, self._length, table.shape[1]))
@@ -70,13 +80,13 @@ class TfliteEmitter:
         return ops.add(self._g, x, y)
 
     def linear(self, x: Tensor, weight: str) -> Tensor:
-        return ops.fully_connected(self._g, x, self._g.weight(self._weights.matrix(weight)))
+        return ops.fully_connected(self._g, x, self._g.stored(self._weights.get(weight)))
 
     def rms_norm(self, x: Tensor, weight: str, eps: float, plus_one: bool) -> Tensor:
         g = self._g
         mean_square = ops.mean_last(g, ops.mul(g, x, x))
         inverse = ops.rsqrt(g, ops.add(g, mean_square, ops.scalar(g, eps)))
-        factor = g.constant(self._weights.norm(weight, plus_one))
+        factor = g.stored(self._weights.get(weight))
         return ops.mul(g, ops.mul(g, x, inverse), factor)
 
     def head_norm(self, x: Tensor, weight: str, num_heads: int, eps: float, plus_one: bool) -> Tensor:
@@ -194,14 +204,113 @@ class TfliteEmitter:
         return self._starts
 
 
-def emit_signature(
-    model: ModelBuilder, config: ModelConfig, weights: WeightSource, key: str, length: int, context_length: int, logits: LogitsOf
+@dataclass(frozen=True)
+class TfliteExport:
+    """What was written.
+
+    Attributes:
+      size_bytes: Length of the .tflite file.
+      context_length: Positions that its caches hold.
+      warnings: What the user should know, one sentence each.
+    """
+
+    path: Path
+    size_bytes: int
+    context_length: int
+    warnings: tuple[str, ...]
+
+
+def export_tflite(
+    checkpoint: Path,
+    out: Path,
+    weights: Precision = "fp32",
+    context_length: int | None = None,
+    prefill_lengths: Sequence[int] = DEFAULT_PREFILL_LENGTHS,
+) -> TfliteExport:
+    """Writes a model as a .tflite file, with the tokenizer's files beside it; an earlier export there is replaced.
+
+    Args:
+      checkpoint: Hugging Face folder or GGUF file.
+      out: The file to write; its folder must hold no other model's tokenizer.
+      weights: Precision of all matrices. int8 has one scale per output row; the runtime then rounds activations to
+        8 bits as well.
+      context_length: Positions of the caches; None takes what the model was trained for, at most 1,280.
+      prefill_lengths: Prompt tokens per call for which to write a signature. Longer than the context are left out.
+
+    Raises:
+      ExportError: If a weight is not finite, the file would exceed 2 GiB or cannot be written, or the folder holds
+        another tokenizer.
+      CheckpointError: If `checkpoint` is not a model.
+      GgufError: The same for a GGUF file.
+      TokenizerError: If its tokenizer cannot be read.
+    """
+    if weights not in ("fp32", "int8"):
+        raise ExportError(f"weights must be 'fp32' or 'int8' in a .tflite file, got {weights!r}")
+    config = load_config(checkpoint)
+    context = _resolve_context(config, context_length)
+    _write_tokenizer(checkpoint, out)
+    model = ModelBuilder("attar")
+    table = WeightTable(config, weights)
+    for length in sorted({length for length in prefill_lengths if 1 < length <= context}):
+        _emit_signature(model, config, table, f"prefill_{length}", length, context, with_logits=False)
+    _emit_signature(model, config, table, "decode", 1, context, with_logits=True)
+    score_length = min(SCORE_LENGTH, context)
+    _emit_signature(model, config, table, f"score_{score_length}", score_length, context, with_logits=True)
+    model.add_metadata(METADATA, {"config": config.to_hf(), "context_length": context, "weights": weights})
+    size_bytes = model.write(out, stream_tensors(checkpoint, config))
+    return TfliteExport(out, size_bytes, context, _warnings(config, checkpoint, context))
+
+
+def _emit_signature(
+    model: ModelBuilder,
+    config: ModelConfig,
+    weights: WeightTable,
+    key: str,
+    length: int,
+    context_length: int,
+    *,
+    with_logits: bool,
 ) -> None:
     """Adds one signature over `length` tokens to the model."""
     graph = GraphBuilder(model, key)
     emitter = TfliteEmitter(graph, weights, length, context_length)
     hidden = emit_hidden(config, emitter)
     outputs = dict(emitter.caches)
-    if logits == "all":
+    if with_logits:
         outputs["logits"] = emit_logits(config, emitter, hidden)
-    model.add_signature(key, graph, emitter.inputs, outputs)
+    graph.publish(emitter.inputs, outputs)
+
+
+def _resolve_context(config: ModelConfig, asked: int | None) -> int:
+    if asked is None:
+        return min(config.max_position_embeddings, DEFAULT_CONTEXT_TOKENS)
+    if not 1 < asked <= config.max_position_embeddings:
+        raise ExportError(
+            f"context_length must be between 2 and the model's {config.max_position_embeddings}, got {asked}"
+        )
+    return asked
+
+
+def _write_tokenizer(checkpoint: Path, out: Path) -> None:
+    """Puts the tokenizer beside the file, unless it is there already."""
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        if not has_tokenizer(checkpoint):
+            return
+        tokenizer = load_tokenizer(checkpoint)
+        if not has_tokenizer(out.parent):
+            save_tokenizer(tokenizer, out.parent)
+        elif load_tokenizer(out.parent).fingerprint() != tokenizer.fingerprint():
+            raise ExportError(f"{out.parent}: holds the tokenizer of another model; choose another folder")
+    except OSError as error:
+        raise ExportError(f"{out.parent}: cannot be written: {error}; choose another folder or free space") from error
+
+
+def _warnings(config: ModelConfig, checkpoint: Path, context: int) -> tuple[str, ...]:
+    warnings = []
+    if context < config.max_position_embeddings:
+        trained = config.max_position_embeddings
+        warnings.append(f"the file holds {context} positions, the model was trained for {trained}; set context_length")
+    if not has_tokenizer(checkpoint):
+        warnings.append(f"{checkpoint} has no tokenizer, so the file runs on token ids only")
+    return tuple(warnings)

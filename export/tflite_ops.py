@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
-from attar.export.tflite_graph import FLOAT32, INT8, INT32, GraphBuilder, Shape, Tensor
+from attar.export.tflite_file import FLOAT32, INT8, INT32, Shape
+from attar.export.tflite_graph import GraphBuilder, Tensor
 
 _OP = schema.BuiltinOperator
 _OPTIONS = schema.BuiltinOptions
