@@ -6,7 +6,8 @@ the same rules by hand (`runtime/csrc/tokenizer_split.c`).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from operator import itemgetter
 from typing import Any
 
@@ -118,7 +119,7 @@ def _build_sentencepiece(vocabulary: Vocabulary) -> Tokenizer:
         raise TokenizerError(
             f"a SentencePiece vocabulary needs all 256 byte tokens or an unknown_token_id, got {num_bytes} byte tokens"
         )
-    merges = spm_merges(vocabulary, vocabulary.tie_order)
+    merges = SpmMerges.of(vocabulary).ranked(vocabulary.tie_order)
     model = BPE(vocab=ids, merges=merges, unk_token=unknown, fuse_unk=True, byte_fallback=num_bytes > 0)
     tokenizer = Tokenizer(model)
     replace = normalizers.Replace(" ", SPACE_MARK)
@@ -131,29 +132,61 @@ def _build_sentencepiece(vocabulary: Vocabulary) -> Tokenizer:
     return tokenizer
 
 
-def spm_merges(vocabulary: Vocabulary, tie_order: TieOrder) -> list[tuple[str, str]]:
-    """Merges that make BPE by rank give what SentencePiece's BPE by score gives.
+def merge_makes(vocabulary: Vocabulary) -> frozenset[str]:
+    """Pieces that text can become by merging: the normal ones, and user-defined ones with blanks in them.
 
-    Every split of a piece into two pieces is a merge, ranked by the score of the result; user-defined pieces count
-    as score 0, above all others. Splits of one piece are ordered by the lengths of their parts, longest left part
-    first ("length": transformers since 4.4x, Gemma 3's file), or by the parts' ids ("id": before, Gemma 2's file).
-    Pieces that text must never become (control, byte, unused) get no merge.
-
-    References:
-      transformers, `convert_slow_tokenizer.py`, `generate_merges`.
+    Other user-defined pieces are cut out of the text before, and control, byte and unused pieces must not be made.
     """
-    ids = {token: index for index, token in enumerate(vocabulary.tokens)}
-    user_defined, reachable = int(TokenType.USER_DEFINED), {int(TokenType.NORMAL), int(TokenType.USER_DEFINED)}
-    ranked: list[tuple[float, int, int, str, str]] = []
-    for piece, kind, score in zip(vocabulary.tokens, vocabulary.token_types, vocabulary.scores, strict=True):
-        if kind not in reachable:
-            continue
-        splits = [(piece[:cut], piece[cut:]) for cut in range(1, len(piece)) if piece[:cut] in ids]
-        known = [(left, right) for left, right in splits if right in ids]
-        if tie_order == "id":
-            known.sort(key=lambda pair: (ids[pair[0]], ids[pair[1]]))
-        rank = 0.0 if kind == user_defined else score
-        ranked.extend((rank, len(left), len(right), left, right) for left, right in known)
-    # Both sorts are stable: pairs that compare equal stay in the order of the pieces' ids.
-    ranked.sort(key=itemgetter(0, 1, 2) if tie_order == "length" else itemgetter(0), reverse=True)
-    return [(left, right) for _, _, _, left, right in ranked]
+    normal, user_defined = int(TokenType.NORMAL), int(TokenType.USER_DEFINED)
+    return frozenset(
+        piece
+        for piece, kind in zip(vocabulary.tokens, vocabulary.token_types, strict=True)
+        if kind == normal or (kind == user_defined and SPACE_MARK in piece)
+    )
+
+
+@dataclass(frozen=True)
+class SpmMerges:
+    """Every split of every piece into two pieces: (score, left length, right length, left, right), by the result's id.
+
+    BPE over these, ranked, gives what SentencePiece's BPE by score gives.
+    """
+
+    splits: list[tuple[float, int, int, str, str]]
+
+    @classmethod
+    def of(cls, vocabulary: Vocabulary) -> SpmMerges:
+        """Finds the splits; splits of one piece are ordered by the ids of their parts."""
+        ids = {token: index for index, token in enumerate(vocabulary.tokens)}
+        makes = merge_makes(vocabulary)
+        found: list[tuple[float, int, int, str, str]] = []
+        for piece, kind, score in zip(vocabulary.tokens, vocabulary.token_types, vocabulary.scores, strict=True):
+            if piece not in makes:
+                continue
+            # Files give user-defined pieces any score; SentencePiece puts them above all others.
+            rank = 0.0 if kind == _USER_DEFINED else score
+            pairs = [(ids[left], ids[right], left, right) for left, right in _splits(piece, ids)]
+            found.extend((rank, len(left), len(right), left, right) for _, _, left, right in sorted(pairs))
+        return cls(found)
+
+    def ranked(self, tie_order: TieOrder) -> list[tuple[str, str]]:
+        """The merges, best first.
+
+        Highest score first. Among equal scores "length" puts the longest left part first, then the longest right part
+        (transformers since 4.4x; Gemma 3's file), and "id" keeps the order of ids (before; Gemma 2's file).
+
+        References:
+          transformers, `convert_slow_tokenizer.py`, `generate_merges`.
+        """
+        key = itemgetter(0, 1, 2) if tie_order == "length" else itemgetter(0)
+        return [(left, right) for _, _, _, left, right in sorted(self.splits, key=key, reverse=True)]
+
+
+_USER_DEFINED = int(TokenType.USER_DEFINED)  # comparing enum members is slow, and there are 262,144 pieces
+
+
+def _splits(piece: str, ids: dict[str, int]) -> Iterator[tuple[str, str]]:
+    for cut in range(1, len(piece)):
+        left = piece[:cut]
+        if left in ids and (right := piece[cut:]) in ids:
+            yield left, right

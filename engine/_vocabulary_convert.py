@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from typing import Any
 
 from attar.engine._fast_tokenizer import FastTokenizer, is_byte_level
 from attar.engine._vocabulary import SPACE_MARK, TieOrder, TokenizerError, TokenType, Vocabulary
-from attar.engine._vocabulary_build import PRE_TOKENIZERS, spm_merges
+from attar.engine._vocabulary_build import PRE_TOKENIZERS, SpmMerges, merge_makes
 
 _PADDING_SCORE = -1000.0  # llama.cpp's score of a piece that no merge makes
 
@@ -111,44 +112,48 @@ def _essence(pre_tokenizer: Any) -> Any:
 
 def _sentencepiece(tokenizer: FastTokenizer, tokens: list[str], types: list[int]) -> Vocabulary:
     description = tokenizer.description
-    add_space_prefix = _space_prefix(description)
     merges = _merges(description)
-    scores = _scores(tokens, types, merges)
     common = _common(tokenizer)
     unknown = description["model"].get("unk_token")
     if common["unk_token_id"] is None and unknown is not None:
         common["unk_token_id"] = tokenizer.backend.token_to_id(unknown)
+    vocabulary = Vocabulary(
+        model="llama",
+        pre="default",
+        tokens=tuple(tokens),
+        token_types=tuple(types),
+        scores=_scores(tokens, types, merges),
+        add_space_prefix=_space_prefix(description),
+        **common,
+    )
+    return dataclasses.replace(vocabulary, tie_order=_tie_order(vocabulary, merges))
+
+
+def _tie_order(vocabulary: Vocabulary, merges: list[tuple[str, str]]) -> TieOrder:
+    """The order that leads from the scores back to the tokenizer's merges, those aside that text can never reach.
+
+    Raises:
+      TokenizerError: If neither does.
+    """
+    makes = merge_makes(vocabulary)
+    wanted = [pair for pair in merges if pair[0] + pair[1] in makes]
+    derived = SpmMerges.of(vocabulary)
     orders: tuple[TieOrder, ...] = ("length", "id")
     for tie_order in orders:
-        vocabulary = Vocabulary(
-            model="llama",
-            pre="default",
-            tokens=tuple(tokens),
-            token_types=tuple(types),
-            scores=scores,
-            tie_order=tie_order,
-            add_space_prefix=add_space_prefix,
-            **common,
-        )
-        if _same_merges(vocabulary, merges, tie_order):
-            return vocabulary
-    raise TokenizerError("the merges are not ordered by piece, so a GGUF's scores cannot give the same ids")
+        if derived.ranked(tie_order) == wanted:
+            return tie_order
+    raise TokenizerError(
+        "the merges are not those of a SentencePiece model, so the scores of a GGUF cannot give the same ids"
+    )
 
 
 def _scores(tokens: list[str], types: list[int], merges: list[tuple[str, str]]) -> tuple[float, ...]:
     """SentencePiece's own: 0, -1, -2 ... in the order in which pieces are made; user-defined pieces do not count."""
-    normal = {token for token, kind in zip(tokens, types, strict=True) if kind == TokenType.NORMAL}
+    normal_kind = int(TokenType.NORMAL)
+    normal = {token for token, kind in zip(tokens, types, strict=True) if kind == normal_kind}
     made = dict.fromkeys(piece for left, right in merges if (piece := left + right) in normal)
     score = {piece: -float(index) for index, piece in enumerate(made)}
     return tuple(score.get(token, _PADDING_SCORE) for token in tokens)
-
-
-def _same_merges(vocabulary: Vocabulary, merges: list[tuple[str, str]], tie_order: TieOrder) -> bool:
-    """Whether the scores lead back to the tokenizer's merges, those aside that text can never reach."""
-    ids = {token: i for i, token in enumerate(vocabulary.tokens)}
-    reachable = {int(TokenType.NORMAL), int(TokenType.USER_DEFINED)}
-    wanted = [pair for pair in merges if vocabulary.token_types[ids["".join(pair)]] in reachable]
-    return spm_merges(vocabulary, tie_order) == wanted
 
 
 def _space_prefix(description: dict[str, Any]) -> bool:

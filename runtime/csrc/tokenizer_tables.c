@@ -52,12 +52,22 @@ int32_t tokenizer_find_piece(const attar_tokenizer *t, const char *bytes, size_t
     return t->piece_slots[piece_slot(t, bytes, length)];
 }
 
+// Whether text can become this piece by merging. A SentencePiece user-defined piece is cut out of the text before, but
+// for runs of spaces (see spell_special) and single characters.
+static bool is_mergeable(const attar_tokenizer *t, int32_t id) {
+    uint32_t size = piece_bytes(t, id);
+    size_t first = 0;
+    if (size == 0 || t->types[id] == TOKEN_NORMAL) return size > 0;
+    if (t->byte_level || t->types[id] != TOKEN_USER_DEFINED) return t->types[id] == TOKEN_USER_DEFINED;
+    attar_utf8_decode(piece_text(t, id), size, &first);
+    return first == size || memchr(piece_text(t, id), ' ', size) != NULL;
+}
+
 attar_status tokenizer_build_pieces(attar_tokenizer *t, attar_error *error) {
     t->piece_slots = make_slots((uint32_t)t->n_vocab, &t->piece_mask);
     if (!t->piece_slots) return out_of_memory(error, "pieces");
     for (int32_t id = 0; id < t->n_vocab; id++) {
-        bool mergeable = t->types[id] == TOKEN_NORMAL || t->types[id] == TOKEN_USER_DEFINED;
-        if (!mergeable || piece_bytes(t, id) == 0) continue;
+        if (!is_mergeable(t, id)) continue;
         uint32_t slot = piece_slot(t, piece_text(t, id), piece_bytes(t, id));
         if (t->piece_slots[slot] >= 0)
             return attar_fail(error, ATTAR_ERROR_MODEL, "tokenizer.ggml.tokens must differ, tokens %d and %d are the same",
