@@ -1,0 +1,39 @@
+# Two commands set everything up on a machine with Python 3.11 and gcc: `make demo` runs the whole road on real data,
+# `make test` checks the code. Each keeps a virtualenv of its own and installs into it only when pyproject.toml changes.
+PYTHON ?= python3
+DEMO_OUT ?= demo
+PIP = -m pip --disable-pip-version-check --quiet
+
+.PHONY: demo test lint types bench clean
+
+demo: .venv/ready
+	.venv/bin/python -m pip --disable-pip-version-check --quiet install --no-deps .
+	.venv/bin/python examples/demo.py --out $(DEMO_OUT)
+
+test: .venv-test/ready
+	$(MAKE) --no-print-directory lint types
+	.venv-test/bin/python -m pytest --cov --cov-report=term
+
+lint: .venv-test/ready
+	.venv-test/bin/ruff check .
+	.venv-test/bin/ruff format --check .
+
+types: .venv-test/ready
+	.venv-test/bin/mypy
+	.venv-test/bin/pyright
+
+bench: .venv/ready
+	.venv/bin/python -m benchmarks.road
+
+.venv/ready: pyproject.toml CMakeLists.txt
+	$(PYTHON) -m venv .venv
+	.venv/bin/python $(PIP) install '.[train,export]'
+	touch $@
+
+.venv-test/ready: pyproject.toml CMakeLists.txt runtime/csrc runtime/include/attar.h $(wildcard runtime/csrc/*.c runtime/csrc/*.h)
+	$(PYTHON) -m venv .venv-test
+	.venv-test/bin/python $(PIP) install -e '.[dev]'
+	touch $@
+
+clean:
+	rm -rf .venv .venv-test build demo
