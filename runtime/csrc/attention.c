@@ -140,38 +140,41 @@ static void merge_head(const attention *a, chunking c, int32_t head) {
     a->step->kernels->scale(mixed, 1.0F / total, a->H);
 }
 
-static void merge_chunks(const attention *a, chunking c) {
-    int32_t begin, end;
-    attar_split(a->N, 1, a->thread, a->n_threads, &begin, &end);
-    for (int32_t head = begin; head < end; head++) merge_head(a, c, head);
+// act = mixed as integers, n values from `begin` on in [T, N*H]; both are multiples of 32.
+static void quantize_mixed(const attention *a, int64_t begin, int32_t n) {
+    const attar_scratch *scratch = a->step->scratch;
+    const int64_t group = begin / ATTAR_GROUP;
+    const attar_act act = {scratch->act.q + begin, scratch->act.d + group, scratch->act.s + group};
+    if (n > 0) a->step->kernels->quantize(scratch->mixed + begin, act, 1, n);
 }
 
-// act = mixed [T, N*H] as integers; a group may span heads, so this waits for all of them.
-static void quantize_mixed(const attention *a) {
-    const attar_scratch *scratch = a->step->scratch;
-    const int32_t width = a->step->n_tokens * a->N * a->H;  // a multiple of 32, since o_proj's rows are blocks
-    int32_t begin, end;
-    attar_split(width, ATTAR_GROUP, a->thread, a->n_threads, &begin, &end);
-    if (begin >= end) return;
-    attar_act act = {scratch->act.q + begin, scratch->act.d + begin / ATTAR_GROUP, scratch->act.s + begin / ATTAR_GROUP};
-    a->step->kernels->quantize(scratch->mixed + begin, act, 1, end - begin);
+// Merges this thread's heads, and rounds them at once: heads go by as many as fill whole groups.
+static void merge_chunks(const attention *a, chunking c, bool quantize) {
+    int32_t begin, end, unit = 1;
+    while (quantize && unit * a->H % ATTAR_GROUP != 0) unit++;
+    attar_split(a->N, unit, a->thread, a->n_threads, &begin, &end);
+    for (int32_t head = begin; head < end; head++) merge_head(a, c, head);
+    if (quantize) quantize_mixed(a, begin * a->H, (end - begin) * a->H);
 }
 
 void attar_attention(const attar_step *step, int32_t index, int32_t thread, int32_t n_threads) {
     const attar_model *m = step->model;
     const attention a = {step, &m->layers[index], &step->cache->layers[index], thread, n_threads,
                          m->head_dim, m->n_heads, m->n_kv_heads, m->n_heads / m->n_kv_heads};
+    const bool quantize = attar_type_get(a.layer->o.type).integer;
     prepare(&a);
     attar_pool_barrier(step->pool);
-    if (step->n_tokens > 1) {
-        attend_prompt(&a);
-    } else {
+    if (step->n_tokens == 1) {
         const chunking chunks = chunk_keys(&a);
         attend_chunks(&a, chunks);
         attar_pool_barrier(step->pool);
-        merge_chunks(&a, chunks);
+        merge_chunks(&a, chunks, quantize);
+        return;
     }
-    if (!attar_type_get(a.layer->o.type).integer) return;
-    attar_pool_barrier(step->pool);
-    quantize_mixed(&a);
+    attend_prompt(&a);
+    if (!quantize) return;
+    attar_pool_barrier(step->pool);  // a group may span the heads of two threads
+    int32_t begin, end;
+    attar_split(step->n_tokens, 1, thread, n_threads, &begin, &end);
+    for (int32_t t = begin; t < end; t++) quantize_mixed(&a, (int64_t)t * a.N * a.H, a.N * a.H);
 }

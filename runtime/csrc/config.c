@@ -100,6 +100,10 @@ static attar_status read_shapes(reader *r) {
         return attar_fail(r->error, ATTAR_ERROR_MODEL,
                           "%s: attention.head_count_kv must divide attention.head_count, got %d and %d", r->path,
                           m->n_kv_heads, m->n_heads);
+    // Bounded like every width, so that sizes computed from it cannot wrap.
+    if ((int64_t)m->n_heads * m->head_dim > MAX_WIDTH)
+        return attar_fail(r->error, ATTAR_ERROR_MODEL, "%s: heads times head size must be at most %d, got %d * %d",
+                          r->path, MAX_WIDTH, m->n_heads, m->head_dim);
     if (m->head_dim % 2 != 0)
         return attar_fail(r->error, ATTAR_ERROR_MODEL, "%s: the head size must be even for RoPE, got %d", r->path,
                           m->head_dim);

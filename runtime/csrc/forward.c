@@ -18,21 +18,27 @@ static attar_act act_at(attar_act a, int32_t t, int32_t width, int32_t col) {
     return (attar_act){a.q + at, a.d + at / ATTAR_GROUP, a.s + at / ATTAR_GROUP};
 }
 
-// y [T, w->rows], columns row0 to row1 - 1: x w^T, where x [T, w->cols] is also in `act` if w holds integers.
-static void project(const attar_step *s, const attar_weight *w, int32_t row0, int32_t row1, const float *x, float *y) {
+// Activations [T, cols] as floats, and as integers if a product wants them.
+typedef struct {
+    const float *x;
+    attar_act act;
+} activations;
+
+// y [T, w->rows], columns row0 to row1 - 1: in w^T.
+static void project(const attar_step *s, const attar_weight *w, int32_t row0, int32_t row1, activations in, float *y) {
     if (row0 >= row1) return;
     if (is_integer(w))
-        s->kernels->matmul(w, row0, row1, s->scratch->act, s->n_tokens, y, w->rows);
+        s->kernels->matmul(w, row0, row1, in.act, s->n_tokens, y, w->rows);
     else
-        s->kernels->matmul_f32(w, row0, row1, x, s->n_tokens, y, w->rows);
+        s->kernels->matmul_f32(w, row0, row1, in.x, s->n_tokens, y, w->rows);
 }
 
-// This thread's share of the rows of w.
-static void project_share(const attar_step *s, const attar_weight *w, const float *x, float *y, int32_t thread,
-                          int32_t n_threads) {
+// branch [T, D] = in w^T, this thread's share of the columns.
+static void project_branch(const attar_step *s, const attar_weight *w, activations in, int32_t thread,
+                           int32_t n_threads) {
     int32_t row0, row1;
     attar_split(w->rows, ROW_UNIT, thread, n_threads, &row0, &row1);
-    project(s, w, row0, row1, x, y);
+    project(s, w, row0, row1, in, s->scratch->branch);
 }
 
 // x [T, D] = the embeddings of this thread's tokens.
@@ -84,35 +90,32 @@ static void norm(const attar_step *s, const float *weight, bool quantize, int32_
 
 // Rows row0 to row1 - 1 of the stacked matrices q, k, v: [N*H + 2*K*H, D] times h.
 static void project_qkv(const attar_step *s, const attar_layer *layer, int32_t row0, int32_t row1) {
+    const activations in = {s->scratch->h, s->scratch->act};
     const attar_weight *weights[3] = {&layer->q, &layer->k, &layer->v};
     float *outputs[3] = {s->scratch->q, s->scratch->k, s->scratch->v};  // [T, N*H], [T, K*H], [T, K*H]
     for (int32_t i = 0, start = 0; i < 3; start += weights[i++]->rows) {
         const int32_t rows = weights[i]->rows;
         const int32_t from = row0 > start ? row0 - start : 0, to = row1 - start < rows ? row1 - start : rows;
-        project(s, weights[i], from, to, s->scratch->h, outputs[i]);
+        project(s, weights[i], from, to, in, outputs[i]);
     }
 }
 
-// gate [T, F], columns row0 to row1 - 1 = activation(gate_proj h) * (up_proj h); also in act, if down_proj wants it.
+// gate [T, F], columns row0 to row1 - 1 = activation(gate_proj h) * (up_proj h); and gate_act, if down_proj wants it.
 static void gated_mlp(const attar_step *s, const attar_layer *layer, int32_t row0, int32_t row1) {
+    const attar_kernels *kernels = s->kernels;
     const int32_t F = s->model->n_ff, n = row1 - row0;
-    float *gate = s->scratch->gate, *up = s->scratch->up;  // [T, F]
-    project(s, &layer->gate, row0, row1, s->scratch->h, gate);
-    project(s, &layer->up, row0, row1, s->scratch->h, up);
+    const activations in = {s->scratch->h, s->scratch->act};
+    project(s, &layer->gate, row0, row1, in, s->scratch->gate);
+    project(s, &layer->up, row0, row1, in, s->scratch->up);
     for (int32_t t = 0; t < s->n_tokens && n > 0; t++) {
-        const int64_t at = (int64_t)t * F + row0;
+        float *gate = s->scratch->gate + (int64_t)t * F + row0;  // [n]
+        const float *up = s->scratch->up + (int64_t)t * F + row0;
         if (s->model->family->gelu)
-            s->kernels->gelu_mul(gate + at, up + at, gate + at, n);
+            kernels->gelu_mul(gate, up, gate, n);
         else
-            s->kernels->silu_mul(gate + at, up + at, gate + at, n);
+            kernels->silu_mul(gate, up, gate, n);
+        if (is_integer(&layer->down)) kernels->quantize(gate, act_at(s->scratch->gate_act, t, F, row0), 1, n);
     }
-}
-
-static void quantize_mlp(const attar_step *s, int32_t row0, int32_t row1) {
-    const int32_t F = s->model->n_ff;
-    for (int32_t t = 0; t < s->n_tokens && row0 < row1; t++)
-        s->kernels->quantize(s->scratch->gate + (int64_t)t * F + row0, act_at(s->scratch->act, t, F, row0), 1,
-                             row1 - row0);
 }
 
 // logits [n_logits, V] of the last tokens: rms_norm, head, soft cap.
@@ -150,7 +153,7 @@ static void run_layer(const attar_step *s, int32_t index, int32_t thread, int32_
     attar_attention(s, index, thread, n_threads);  // q, k, v -> mixed, and act if o_proj wants it
     attar_pool_barrier(s->pool);
 
-    project_share(s, &layer->o, a->mixed, a->branch, thread, n_threads);
+    project_branch(s, &layer->o, (activations){a->mixed, a->act}, thread, n_threads);
     attar_pool_barrier(s->pool);
 
     add_branch(s, layer->post_attention_norm, begin, end);
@@ -161,11 +164,7 @@ static void run_layer(const attar_step *s, int32_t index, int32_t thread, int32_
     gated_mlp(s, layer, row0, row1);
     attar_pool_barrier(s->pool);
 
-    if (is_integer(&layer->down)) {
-        quantize_mlp(s, row0, row1);
-        attar_pool_barrier(s->pool);
-    }
-    project_share(s, &layer->down, a->gate, a->branch, thread, n_threads);
+    project_branch(s, &layer->down, (activations){a->gate, a->gate_act}, thread, n_threads);
     attar_pool_barrier(s->pool);
 
     add_branch(s, layer->post_ffw_norm, begin, end);

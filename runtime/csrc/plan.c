@@ -21,14 +21,18 @@ static void *take(arena *a, int64_t count, size_t item_bytes) {
 
 static float *take_floats(arena *a, int64_t count) { return take(a, count, sizeof(float)); }
 
-static int32_t max_of(int32_t a, int32_t b) { return a > b ? a : b; }
+static attar_act take_act(arena *a, int64_t n_tokens, int64_t cols) {
+    const int64_t groups = n_tokens * cols / ATTAR_GROUP + 1;  // where cols is no multiple, no integers are used
+    return (attar_act){.q = take(a, n_tokens * cols, sizeof(int16_t)), .d = take_floats(a, groups),
+                       .s = take_floats(a, groups)};
+}
 
 uint64_t attar_scratch_place(const attar_model *model, const attar_session_plan *plan, uint8_t *memory,
                              attar_scratch *s) {
     arena a = {memory, 0};
     const int64_t B = plan->n_batch, D = model->n_embd, F = model->n_ff, H = model->head_dim;
     const int64_t NH = model->n_heads * H, KH = model->n_kv_heads * H, G = model->n_heads / model->n_kv_heads;
-    const int64_t W = max_of(max_of(model->n_embd, model->n_ff), model->n_heads * model->head_dim);
+    const int64_t W = D > NH ? D : NH;
     const int64_t chunks = (plan->n_ctx + ATTAR_DECODE_CHUNK - 1) / ATTAR_DECODE_CHUNK;
     *s = (attar_scratch){
         .cache_layers = take(&a, model->n_layers, sizeof *s->cache_layers),
@@ -44,9 +48,8 @@ uint64_t attar_scratch_place(const attar_model *model, const attar_session_plan 
         .branch = take_floats(&a, B * D),
         .gate = take_floats(&a, B * F),
         .up = take_floats(&a, B * F),
-        .act.q = take(&a, B * W, sizeof *s->act.q),
-        .act.d = take_floats(&a, B * W / ATTAR_GROUP + 1),
-        .act.s = take_floats(&a, B * W / ATTAR_GROUP + 1),
+        .act = take_act(&a, B, W),
+        .gate_act = take_act(&a, B, F),
         .states = take(&a, plan->n_threads * G, sizeof *s->states),
         .scores = take_floats(&a, plan->n_threads * G * ATTAR_ATTEND_CHUNK),
         .chunk_states = take(&a, chunks * model->n_heads, sizeof *s->chunk_states),

@@ -12,7 +12,7 @@ typedef struct {
     attar_memory memory;
 } attar_session_plan;
 
-// Working memory of a session; one block. B tokens are in flight; W = max(D, N*H, F); G = N / K.
+// Working memory of a session; one block. B tokens are in flight; W = max(D, N*H); G = N / K.
 typedef struct {
     attar_cache_layer *cache_layers;  // [L]
     double *inverse_frequencies;      // [2, H/2], radians a position: global layers, then local layers
@@ -24,7 +24,8 @@ typedef struct {
     float *mixed;    // [B, N*H] attention's output
     float *branch;   // [B, D] o_proj's or down_proj's output
     float *gate, *up;  // [B, F]
-    attar_act act;   // [B, W] whichever of h, mixed, gate the next product takes, as integers
+    attar_act act;   // [B, W] h or mixed, whichever the next product takes, as integers
+    attar_act gate_act;  // [B, F] gate, as integers
 
     attar_softmax *states;  // [threads, G]
     float *scores;          // [threads, G, ATTAR_ATTEND_CHUNK]
