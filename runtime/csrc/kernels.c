@@ -37,6 +37,7 @@ int32_t attar_kernels_available(const attar_kernels *out[4]) {
     int32_t n = 0;
 #if defined(ATTAR_X86_KERNELS)
     const cpu_features features = read_cpu_features();
+    if (features.avx512) out[n++] = &attar_kernels_avx512;
     if (features.avx2) out[n++] = &attar_kernels_avx2;
 #endif
     out[n++] = &attar_kernels_scalar;

@@ -1,13 +1,14 @@
-// kernels_avx2_decode.h: reading 8 rows of any integer format: values as 16-bit integers, scales with lanes = rows.
+// x86_rows.h: reading 8 rows of any integer format, for the AVX2 and the AVX-512 file: values as unsigned 16-bit
+// integers (add -bias_of(type)), scales with lanes = rows.
 //
 // Every function takes the type as a compile-time constant and is inlined, so each format gets its own loop.
-#ifndef ATTAR_KERNELS_AVX2_DECODE_H
-#define ATTAR_KERNELS_AVX2_DECODE_H
+#ifndef ATTAR_X86_ROWS_H
+#define ATTAR_X86_ROWS_H
 
-#include "kernels_avx2.h"
+#include "vec_avx2.h"
 
 enum {
-    LANES = 8,
+    ROWS_8 = 8,
     K_GROUPS = 8,  // groups in a block of 256
 };
 
@@ -22,6 +23,16 @@ ATTAR_INLINE bool has_offset(uint32_t type) {
 
 ATTAR_INLINE int32_t scales_of(uint32_t type) {
     return type == ATTAR_Q6_K ? 2 : 1;  // scales in a group
+}
+
+// What load_words leaves to be subtracted from each value.
+ATTAR_INLINE int16_t bias_of(uint32_t type) {
+    switch (type) {
+        case ATTAR_Q4_0: return 8;
+        case ATTAR_Q5_0: return 16;
+        case ATTAR_Q6_K: return 32;
+        default: return 0;
+    }
 }
 
 // --- decoding values ------------------------------------------------------------------------------------------
@@ -39,13 +50,14 @@ ATTAR_INLINE __m256i widen_i8(const uint8_t *p) {
     return _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)p));
 }
 
-ATTAR_INLINE __m256i nibble(__m256i v, __m128i shift) {
-    return _mm256_and_si256(_mm256_srl_epi16(v, shift), _mm256_set1_epi16(15));
+// Bits shift .. shift+3 of each byte.
+ATTAR_INLINE __m256i nibble(__m256i v, int32_t shift) {
+    return _mm256_and_si256(_mm256_srli_epi16(v, shift), _mm256_set1_epi16(15));
 }
 
-ATTAR_INLINE words nibbles_32(const uint8_t *qs) {
+ATTAR_INLINE words words_nibbles(const uint8_t *qs) {
     const __m256i v = widen_u8(qs);
-    return (words){_mm256_and_si256(v, _mm256_set1_epi16(15)), _mm256_srli_epi16(v, 4)};
+    return (words){nibble(v, 0), _mm256_srli_epi16(v, 4)};
 }
 
 // Bit i of the mask, moved to bit 4 of word i; 16 values.
@@ -58,33 +70,27 @@ ATTAR_INLINE __m256i fifth_bits(uint32_t mask) {
 ATTAR_INLINE words words_q5_0(const uint8_t *block) {
     uint32_t mask;
     memcpy(&mask, block + 2, sizeof mask);
-    const words q = nibbles_32(block + 6);
-    const __m256i bias = _mm256_set1_epi16(16);
-    return (words){_mm256_sub_epi16(_mm256_or_si256(q.low, fifth_bits(mask)), bias),
-                   _mm256_sub_epi16(_mm256_or_si256(q.high, fifth_bits(mask >> 16)), bias)};
+    const words q = words_nibbles(block + 6);
+    return (words){_mm256_or_si256(q.low, fifth_bits(mask)), _mm256_or_si256(q.high, fifth_bits(mask >> 16))};
 }
 
 ATTAR_INLINE words words_q4_k(const uint8_t *qs, int32_t j) {
-    const __m128i shift = _mm_cvtsi32_si128(4 * (j % 2));
     qs += j / 2 * 32;
-    return (words){nibble(widen_u8(qs), shift), nibble(widen_u8(qs + 16), shift)};
+    return (words){nibble(widen_u8(qs), 4 * (j % 2)), nibble(widen_u8(qs + 16), 4 * (j % 2))};
 }
 
 ATTAR_INLINE words words_q5_k(const uint8_t *block, int32_t j) {
     const words q = words_q4_k(block + 48, j);
-    const __m128i shift = _mm_cvtsi32_si128(j);
     const __m256i one = _mm256_set1_epi16(1);
-    const __m256i low = _mm256_and_si256(_mm256_srl_epi16(widen_u8(block + 16), shift), one);
-    const __m256i high = _mm256_and_si256(_mm256_srl_epi16(widen_u8(block + 32), shift), one);
+    const __m256i low = _mm256_and_si256(_mm256_srli_epi16(widen_u8(block + 16), j), one);
+    const __m256i high = _mm256_and_si256(_mm256_srli_epi16(widen_u8(block + 32), j), one);
     return (words){_mm256_or_si256(q.low, _mm256_slli_epi16(low, 4)),
                    _mm256_or_si256(q.high, _mm256_slli_epi16(high, 4))};
 }
 
 ATTAR_INLINE __m256i words_q6_k_half(const uint8_t *ql, const uint8_t *qh, int32_t part) {
-    const __m256i top = _mm256_srl_epi16(widen_u8(qh), _mm_cvtsi32_si128(2 * part));
-    const __m256i bits = _mm256_slli_epi16(_mm256_and_si256(top, _mm256_set1_epi16(3)), 4);
-    const __m256i q = _mm256_or_si256(nibble(widen_u8(ql), _mm_cvtsi32_si128(4 * (part / 2))), bits);
-    return _mm256_sub_epi16(q, _mm256_set1_epi16(32));
+    const __m256i top = _mm256_and_si256(_mm256_srli_epi16(widen_u8(qh), 2 * part), _mm256_set1_epi16(3));
+    return _mm256_or_si256(nibble(widen_u8(ql), 4 * (part / 2)), _mm256_slli_epi16(top, 4));
 }
 
 ATTAR_INLINE words words_q6_k(const uint8_t *block, int32_t j) {
@@ -93,15 +99,11 @@ ATTAR_INLINE words words_q6_k(const uint8_t *block, int32_t j) {
     return (words){words_q6_k_half(ql, qh, part), words_q6_k_half(ql + 16, qh + 16, part)};
 }
 
-// Group j of a block; layouts in quants.c.
+// Group j of a block, without its bias; layouts in quants.c.
 ATTAR_INLINE words load_words(uint32_t type, const uint8_t *block, int32_t j) {
     switch (type) {
-        case ATTAR_Q4_0: {
-            const words q = nibbles_32(block + 2);
-            const __m256i bias = _mm256_set1_epi16(8);
-            return (words){_mm256_sub_epi16(q.low, bias), _mm256_sub_epi16(q.high, bias)};
-        }
-        case ATTAR_Q4_1: return nibbles_32(block + 4);
+        case ATTAR_Q4_0: return words_nibbles(block + 2);
+        case ATTAR_Q4_1: return words_nibbles(block + 4);
         case ATTAR_Q5_0: return words_q5_0(block);
         case ATTAR_Q8_0: return (words){widen_i8(block + 2), widen_i8(block + 18)};
         case ATTAR_Q4_K: return words_q4_k(block + 16, j);
@@ -114,7 +116,7 @@ ATTAR_INLINE words load_words(uint32_t type, const uint8_t *block, int32_t j) {
 
 // A place in 8 rows: the same block of each.
 typedef struct {
-    const uint8_t *row[LANES];
+    const uint8_t *row[ROWS_8];
 } rows_8;
 
 ATTAR_INLINE int16_t load_i16(const uint8_t *p) {
@@ -142,13 +144,13 @@ typedef struct {
 } block_scales;
 
 // Rearranges 8 vectors so that lane r of vector j becomes lane j of vector r.
-ATTAR_INLINE void transpose_8x8(__m256i v[LANES]) {
-    __m256i a[LANES], b[LANES];
-    for (int i = 0; i < LANES; i += 2) {
+ATTAR_INLINE void transpose_8x8(__m256i v[ROWS_8]) {
+    __m256i a[ROWS_8], b[ROWS_8];
+    for (int i = 0; i < ROWS_8; i += 2) {
         a[i] = _mm256_unpacklo_epi32(v[i], v[i + 1]);
         a[i + 1] = _mm256_unpackhi_epi32(v[i], v[i + 1]);
     }
-    for (int i = 0; i < LANES; i += 4) {
+    for (int i = 0; i < ROWS_8; i += 4) {
         b[i] = _mm256_unpacklo_epi64(a[i], a[i + 2]);
         b[i + 1] = _mm256_unpackhi_epi64(a[i], a[i + 2]);
         b[i + 2] = _mm256_unpacklo_epi64(a[i + 1], a[i + 3]);
@@ -172,8 +174,8 @@ ATTAR_INLINE void unpack_scales_k(const uint8_t *block, uint64_t *scales, uint64
 }
 
 ATTAR_INLINE void load_scales_k(const rows_8 *rows, block_scales *out) {
-    __m256i scales[LANES], minima[LANES];
-    for (int r = 0; r < LANES; r++) {
+    __m256i scales[ROWS_8], minima[ROWS_8];
+    for (int r = 0; r < ROWS_8; r++) {
         uint64_t s, m;
         unpack_scales_k(rows->row[r], &s, &m);
         scales[r] = _mm256_cvtepu8_epi32(_mm_cvtsi64_si128((int64_t)s));
@@ -191,8 +193,8 @@ ATTAR_INLINE void load_scales_k(const rows_8 *rows, block_scales *out) {
 ATTAR_INLINE void load_scales_q6_k(const rows_8 *rows, block_scales *out) {
     const __m256 d = gather_f16(rows, 208);
     for (int half = 0; half < 2; half++) {
-        __m256i scales[LANES];
-        for (int r = 0; r < LANES; r++) {
+        __m256i scales[ROWS_8];
+        for (int r = 0; r < ROWS_8; r++) {
             scales[r] = _mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(rows->row[r] + 192 + 8 * half)));
         }
         transpose_8x8(scales);
@@ -214,7 +216,7 @@ ATTAR_INLINE void load_scales(uint32_t type, const rows_8 *rows, block_scales *o
 // Rows row .. row+7 of w, the last one standing in for rows at or beyond row1.
 ATTAR_INLINE rows_8 rows_at(const attar_weight *w, int32_t row, int32_t row1) {
     rows_8 rows;
-    for (int32_t r = 0; r < LANES; r++) {
+    for (int32_t r = 0; r < ROWS_8; r++) {
         const int32_t at = row + r < row1 ? row + r : row1 - 1;
         rows.row[r] = w->data + (uint64_t)at * w->row_bytes;
     }
@@ -222,7 +224,7 @@ ATTAR_INLINE rows_8 rows_at(const attar_weight *w, int32_t row, int32_t row1) {
 }
 
 ATTAR_INLINE void advance(rows_8 *rows, uint64_t bytes) {
-    for (int r = 0; r < LANES; r++) rows->row[r] += bytes;
+    for (int r = 0; r < ROWS_8; r++) rows->row[r] += bytes;
 }
 
 #endif

@@ -1,0 +1,22 @@
+// kernels_avx512.c: the table for CPUs with AVX-512 F, BW, VL, DQ and VNNI.
+#include "vec_avx512.h"
+#include "vec_attend.h"
+#include "vec_matmul_f32.h"
+#include "vec_ops.h"
+#include "x86_tile.h"
+
+const attar_kernels attar_kernels_avx512 = {
+    .name = "avx512",
+    .quantize = attar_avx2_quantize,
+    .matmul = attar_avx512_matmul,
+    .matmul_f32 = vec_matmul_f32,
+    .rms_norm = vec_rms_norm,
+    .rope = vec_rope,
+    .attend = vec_attend,
+    .f32_to_f16 = vec_f32_to_f16,
+    .silu_mul = vec_silu_mul,
+    .gelu_mul = vec_gelu_mul,
+    .add = vec_add_to,
+    .scale = vec_scale,
+    .soft_cap = vec_soft_cap,
+};

@@ -1,0 +1,15 @@
+// kernels_test.h: the parts of kernels_test; each checks one table against the scalar one or against double arithmetic.
+#ifndef ATTAR_TESTS_KERNELS_TEST_H
+#define ATTAR_TESTS_KERNELS_TEST_H
+
+#include "check.h"
+#include "kernels.h"
+
+void test_quantize(check *c, const attar_kernels *kernels);
+void test_matmul(check *c, const attar_kernels *kernels);
+void test_matmul_f32(check *c, const attar_kernels *kernels);
+void test_attend(check *c, const attar_kernels *kernels);
+void test_vectors(check *c, const attar_kernels *kernels);
+void test_half_floats(check *c, const attar_kernels *kernels);
+
+#endif
