@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import click
+from rich.table import Table
 
 from attar.cli._console import err, make_table, out, print_json, progress_bar, spell_bytes, spell_seconds
 from attar.cli._models import device_file
@@ -59,8 +62,8 @@ def command(
     peak resident memory, file size. The backend follows from the file: .gguf runs in attar's C library, .onnx in
     onnxruntime, .tflite in LiteRT.
 
-    Peak RSS is the whole process, Python and the backend's library included; "own" is what it grew by after those
-    were loaded.
+    Peak RSS is the whole process, Python and the backend's library included; "the model's own" leaves out what the
+    process held before it opened the file.
     """
     plan = BenchPlan(prompt, depths, tokens, repeats, threads)
     paths = [device_file(model) for model in models]
@@ -82,25 +85,21 @@ def command(
     out.print(bench_table(list(models), results, depths))
 
 
-def bench_table(names: list[str], results: list[BenchResult], depths: tuple[int, ...]) -> object:
-    """The results as a table: a row for each file."""
-    columns = ["model", "backend", "file", "load", "first token", "prefill t/s"]
-    columns += [f"decode t/s @{depth}" for depth in depths] + ["peak RSS", "own"]
-    rows = [
-        [
-            name,
-            result.backend,
-            spell_bytes(result.file_bytes),
-            spell_seconds(result.load_seconds),
-            spell_seconds(result.first_token_seconds),
-            f"{result.prefill_tokens_per_second:.0f}",
-            *(_spell_speed(result, depth) for depth in depths),
-            spell_bytes(result.peak_rss_bytes),
-            spell_bytes(result.peak_rss_bytes - result.baseline_rss_bytes),
-        ]
-        for name, result in zip(names, results, strict=True)
+def bench_table(names: list[str], results: list[BenchResult], depths: tuple[int, ...]) -> Table:
+    """The results as a table: a column for each file, so that any number of figures fits a terminal."""
+    rows: list[tuple[str, Callable[[BenchResult], str]]] = [
+        ("runtime", lambda r: {"native": "attar (C)", "onnx": "onnxruntime", "litert": "LiteRT"}[r.backend]),
+        ("file", lambda r: spell_bytes(r.file_bytes)),
+        ("load", lambda r: spell_seconds(r.load_seconds)),
+        ("first token (128-token prompt)", lambda r: spell_seconds(r.first_token_seconds)),
+        ("prefill, tokens/s", lambda r: f"{r.prefill_tokens_per_second:.0f}"),
+        *((f"decode at {depth}, tokens/s", partial(_spell_speed, depth=depth)) for depth in depths),
+        ("peak RSS, whole process", lambda r: spell_bytes(r.peak_rss_bytes)),
+        ("peak RSS, the model's own", lambda r: spell_bytes(r.peak_rss_bytes - r.baseline_rss_bytes)),
+        ("KV cache", lambda r: spell_bytes(r.cache_bytes)),
     ]
-    return make_table(None, columns, rows)
+    labels = [Path(name).name or name for name in names]
+    return make_table(None, ["", *labels], [[label, *map(spell, results)] for label, spell in rows])
 
 
 def _spell_speed(result: BenchResult, depth: int) -> str:
