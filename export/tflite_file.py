@@ -32,6 +32,7 @@ from attar.export.errors import ExportError
 Array = NDArray[Any]
 Shape = tuple[int, ...]
 
+IDENTIFIER = b"TFL3"  # at byte 4
 ALIGNMENT_BYTES = 64
 MAX_FILE_BYTES = 2**31 - 1  # 32-bit phones map no more, and runtimes keep offsets in signed 32 bits there
 
@@ -194,6 +195,6 @@ class ModelBuilder:
             signatureDefs=self._signatures,
         )
         builder = flatbuffers.Builder(1 << 20)
-        builder.Finish(model.Pack(builder), file_identifier=b"TFL3")
+        builder.Finish(model.Pack(builder), file_identifier=IDENTIFIER)
         packed: bytearray = builder.Output()
         return packed

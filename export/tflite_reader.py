@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from attar.engine.config import ConfigError, ModelConfig
 from attar.engine.gguf_names import hf_shapes, is_norm
 from attar.export.errors import ExportError
-from attar.export.tflite_file import INT8
+from attar.export.tflite_file import IDENTIFIER, INT8
 
 METADATA = "attar"
 Float32 = NDArray[np.float32]
@@ -33,6 +33,8 @@ def read_stored(path: Path) -> tuple[ModelConfig, dict[str, Float32]]:
     """
     try:
         data = np.memmap(path, dtype=np.uint8, mode="r")
+        if bytes(data[4:8]) != IDENTIFIER:
+            raise ValueError(f"bytes 4 to 7 must be {IDENTIFIER.decode()!r}, got {bytes(data[4:8])!r}")
         model = schema.Model.GetRootAs(data)
         config = _config(path, model, data)
         return config, _tensors(path, model, data, config)

@@ -7,12 +7,14 @@ chunk may leave anything there.
 
 from __future__ import annotations
 
+import atexit
 import os
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
@@ -37,7 +39,7 @@ class LiteRtSession:
     def __init__(self, path: Path, model: Any, context_length: int | None) -> None:
         self._path = path
         self._model = model
-        self._signatures = frozenset(_checked_signatures(path, model))
+        self.signatures = frozenset(_checked_signatures(path, model))
         shapes = {n: tuple(d["shape"]) for n, d in model.get_input_tensor_details("decode").items()}
         cache_shapes = {name: shape for name, shape in shapes.items() if name.startswith("kv_cache_")}
         self._allocated = next(shape for name, shape in cache_shapes.items() if name.startswith("kv_cache_k"))[2]
@@ -61,9 +63,8 @@ class LiteRtSession:
         """
         path = Path(path)
         check_buffers(path)
-        cpu = CpuOptions(
-            num_threads=threads or len(os.sched_getaffinity(0)), xnnpack_weight_cache_path=_SHARED_WEIGHTS
-        )
+        _silence_exit()
+        cpu = CpuOptions(num_threads=threads or len(os.sched_getaffinity(0)), xnnpack_weight_cache_path=_SHARED_WEIGHTS)
         with _captured_log() as log:
             try:
                 return cls(path, CompiledModel.from_file(str(path), options=Options(cpu_options=cpu)), context_length)
@@ -128,7 +129,7 @@ class LiteRtSession:
 
     def _lengths(self, kind: str) -> list[int]:
         """Tokens per call for which the file has a signature of a kind, ascending."""
-        return sorted(int(key.removeprefix(f"{kind}_")) for key in self._signatures if key.startswith(f"{kind}_"))
+        return sorted(int(key.removeprefix(f"{kind}_")) for key in self.signatures if key.startswith(f"{kind}_"))
 
     def _checked(self, tokens: Sequence[int]) -> list[int]:
         if self._model is None:
@@ -256,6 +257,12 @@ def _resolve_context(path: Path, allocated: int, asked: int | None) -> int:
     if asked is not None and not 1 <= asked <= allocated:
         raise SessionError(f"{path}: context_length must be between 1 and the file's {allocated}, got {asked}")
     return asked or allocated
+
+
+@cache
+def _silence_exit() -> None:
+    """Sends LiteRT's last words, logged by destructors after Python has ended, nowhere."""
+    atexit.register(lambda: os.dup2(os.open(os.devnull, os.O_WRONLY), 2))
 
 
 @dataclass(frozen=True)
