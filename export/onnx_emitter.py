@@ -236,7 +236,8 @@ def stored_tensors(path: Path) -> dict[str, Float32]:
 def _emit(config: ModelConfig, emitter: OnnxEmitter, graph: GraphBuilder) -> None:
     hidden = emitter.last_positions(emit_hidden(config, emitter))
     logits = emitter.value(emit_logits(config, emitter, hidden))
-    graph.output(graph.node("Identity", [logits], ["logits"]), np.float32, ("batch", "kept", config.vocab_size))
+    # The stated 1 is how onnxruntime-genai learns that a prompt gets one row; with more kept there are more.
+    graph.output(graph.node("Identity", [logits], ["logits"]), np.float32, ("batch", 1, config.vocab_size))
 
 
 def _resolve_context(config: ModelConfig, asked: int | None) -> int:
