@@ -95,7 +95,7 @@ def load_checkpoint(path: Path, like: TrainState) -> TrainState:
 
 def _write(folder: Path, state: TrainState, description: dict[str, Any]) -> None:
     named, _ = jax.tree_util.tree_flatten_with_path(state)
-    arrays = {jax.tree_util.keystr(key): np.ascontiguousarray(leaf) for key, leaf in named}
+    arrays = {jax.tree_util.keystr(key): np.asarray(leaf, order="C") for key, leaf in named}
     weights = folder / "state.safetensors"
     save_file(arrays, weights)
     with weights.open("rb") as file:

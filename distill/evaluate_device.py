@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from attar.distill.batches import Batch, choose_bounds, pad_batch, round_up
 from attar.distill.data import DataSet, Example
-from attar.distill.evaluate import EvalSettings, Evaluation, Network, Sample, generate_texts_with_session, text_scores
+from attar.distill.evaluate import EvalSettings, Evaluation, Network, Sample, text_scores
 from attar.distill.losses import completion_mask, forward_kl, reverse_kl
 from attar.distill.metrics import bootstrap_interval
 from attar.distill.step import completion_logits
@@ -52,9 +52,13 @@ def evaluate_session(
       on_example: Hears how many examples are done, over both passes.
     """
     examples = data.examples
-    texts = generate_texts_with_session(session, tokenizer, examples, settings.max_new_tokens, on_example)
+    texts, nll = [], np.zeros(len(examples))
+    for index, example in enumerate(examples):
+        answer, nll[index] = _answer_and_score(session, example, settings.max_new_tokens, tokenizer.eos_token_ids)
+        texts.append(tokenizer.decode(answer).strip())
+        on_example(index + 1)
+    tokens = np.array([len(example.completion) for example in examples])
     scores = dict(text_scores(texts, [example.reference for example in examples]))
-    nll, tokens = _completion_nll(session, examples)
     scores["nll"] = nll[tokens > 0] / tokens[tokens > 0]
     if teacher is not None:
         sampled = data.examples[:kl_examples]
@@ -101,20 +105,34 @@ def _draw(logits: _Floats, rng: np.random.Generator) -> int:
     return int(np.searchsorted(cumulative, rng.random() * cumulative[-1], side="right"))
 
 
-def _completion_nll(session: Session, examples: Sequence[Example]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Per example: nats of the given completion, and its tokens."""
-    nll = np.zeros(len(examples))
-    for index, example in enumerate(examples):
-        target = example.completion
-        if len(target) == 0:
-            continue
-        session.rewind(0)
-        first = session.prefill(example.prompt.tolist())
-        rest = session.score(target[:-1].tolist()) if len(target) > 1 else np.empty((0, len(first)), np.float32)
-        logits = np.concatenate([first[None], rest]).astype(np.float64)  # [N, V]
-        log_sum = np.log(np.exp(logits - logits.max(1, keepdims=True)).sum(1)) + logits.max(1)
-        nll[index] = float((log_sum - logits[np.arange(len(target)), target]).sum())
-    return nll, np.array([len(example.completion) for example in examples])
+def _answer_and_score(
+    session: Session, example: Example, max_new_tokens: int, eos_token_ids: Sequence[int]
+) -> tuple[list[int], float]:
+    """The greedy answer, its end token left out, and the nats of the given completion; the prompt is read once."""
+    prompt = example.prompt.tolist()
+    session.rewind(0)
+    first = np.array(session.prefill(prompt))
+    nll = 0.0
+    if len(example.completion):
+        nll = _nll(session, first, example.completion)
+        session.rewind(len(prompt))
+    answer: list[int] = []
+    token = int(first.argmax())
+    while token not in eos_token_ids:
+        answer.append(token)
+        if len(answer) == max_new_tokens:
+            break
+        token = int(session.decode(token).argmax())
+    return answer, nll
+
+
+def _nll(session: Session, first: _Floats, target: NDArray[np.int32]) -> float:
+    """Nats of `target`, whose first token is predicted by the logits `first` [V]."""
+    rest = session.score(target[:-1].tolist()) if len(target) > 1 else np.empty((0, len(first)), np.float32)
+    logits = np.concatenate([first[None], rest]).astype(np.float64)  # [N, V]
+    largest = logits.max(axis=1)
+    log_sum = np.log(np.exp(logits - largest[:, None]).sum(axis=1)) + largest
+    return float((log_sum - logits[np.arange(len(target)), target]).sum())
 
 
 def _divergences(

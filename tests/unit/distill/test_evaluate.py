@@ -1,0 +1,153 @@
+"""Evaluation of a JAX model against its definition, and generation through a session."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from attar.distill.data import DataSet, Limits, load_examples
+from attar.distill.evaluate import (
+    EvalSettings,
+    Network,
+    evaluate,
+    generate_texts,
+    generate_texts_with_session,
+    generate_with_session,
+)
+from attar.engine.config import ModelConfig
+from attar.engine.tokenizer import Tokenizer
+from attar.engine.transformer import Params, forward, init_params
+from attar.runtime.session import MemoryUsage
+
+SETTINGS = EvalSettings(batch_size=4, max_new_tokens=8, num_samples=2)
+
+
+@pytest.fixture(scope="module")
+def data(data_file: Path, tokenizer: Tokenizer) -> DataSet:
+    return load_examples(data_file, tokenizer, Limits(24, 8))
+
+
+@pytest.fixture(scope="module")
+def student(shape: ModelConfig) -> Network:
+    return Network(network_params(shape, 3), shape)
+
+
+@pytest.fixture(scope="module")
+def teacher(shape: ModelConfig) -> Network:
+    return Network(network_params(shape, 4), shape)
+
+
+def network_params(shape: ModelConfig, seed: int) -> Params:
+    params = init_params(shape, jax.random.key(seed))
+    return {**params, "embed_tokens": params["embed_tokens"] * 5.0}
+
+
+def all_logits(network: Network, tokens: Sequence[int]) -> NDArray[np.float64]:
+    """float64 [len(tokens), V]; one shape is compiled, and what follows a token cannot reach back."""
+    padded = np.zeros((1, 64), np.int32)
+    padded[0, : len(tokens)] = tokens
+    whole = jax.jit(forward, static_argnums=1)(network.params, network.config, padded)
+    return np.asarray(whole[0, : len(tokens)], np.float64)
+
+
+def log_softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
+    shifted = logits - logits.max(-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+
+
+class ForwardSession:
+    """A session that reads its whole sequence again for every token: slow, and independent of any cache."""
+
+    context_length = 64
+
+    def __init__(self, network: Network) -> None:
+        self._network = network
+        self._tokens: list[int] = []
+        self.vocab_size = network.config.vocab_size
+
+    @property
+    def position(self) -> int:
+        return len(self._tokens)
+
+    def prefill(self, tokens: Sequence[int]) -> NDArray[np.float32]:
+        return np.asarray(self.score(tokens)[-1])
+
+    def score(self, tokens: Sequence[int]) -> NDArray[np.float32]:
+        self._tokens += tokens
+        return all_logits(self._network, self._tokens).astype(np.float32)[-len(tokens) :]
+
+    def decode(self, token: int) -> NDArray[np.float32]:
+        return self.prefill([token])
+
+    def rewind(self, position: int) -> None:
+        del self._tokens[position:]
+
+    def memory(self) -> MemoryUsage:
+        return MemoryUsage(None, None, None)
+
+    def close(self) -> None:
+        pass
+
+    def __enter__(self) -> "ForwardSession":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+def test_scores_equal_their_definition(student: Network, teacher: Network, tokenizer: Tokenizer, data: DataSet) -> None:
+    # Five examples in batches of four: the filled-up rows of the last batch must not count.
+    evaluation = evaluate(student, teacher, tokenizer, data, SETTINGS)
+    nlls, forward_kls, reverse_kls = [], [], []
+    for example in data.examples:
+        tokens = [*example.prompt.tolist(), *example.completion.tolist()]
+        first = len(example.prompt) - 1
+        log_q, log_p = (log_softmax(all_logits(network, tokens))[first:-1] for network in (student, teacher))
+        nlls.append(-log_q[np.arange(len(log_q)), example.completion])
+        forward_kls.append((np.exp(log_p) * (log_p - log_q)).sum(-1))
+        reverse_kls.append((np.exp(log_q) * (log_q - log_p)).sum(-1))
+    for name, values in (
+        ("nll", nlls),
+        ("kl_teacher_student_data", forward_kls),
+        ("kl_student_teacher_data", reverse_kls),
+    ):
+        assert evaluation.scores[name].mean == pytest.approx(np.mean([value.mean() for value in values]), rel=1e-4)
+    assert evaluation.perplexity == pytest.approx(np.exp(np.concatenate(nlls).mean()), rel=1e-4)
+    assert evaluation.scores["nll"].low < evaluation.scores["nll"].mean < evaluation.scores["nll"].high
+    assert [sample.prompt for sample in evaluation.samples] == ["copy abc:", "copy xyz:"]
+
+
+def test_divergences_on_samples_tell_equal_models_from_different_ones(
+    student: Network, teacher: Network, tokenizer: Tokenizer, data: DataSet
+) -> None:
+    names = ("kl_student_teacher_samples", "kl_teacher_student_samples", "kl_student_teacher_sequence")
+    same = evaluate(student, student, tokenizer, data, SETTINGS)
+    other = evaluate(student, teacher, tokenizer, data, SETTINGS)
+    for name in names:
+        assert same.scores[name].mean == pytest.approx(0.0, abs=1e-6)
+        assert other.scores[name].mean > 0.1
+    assert other.scores["kl_student_teacher_sequence"].mean > other.scores["kl_student_teacher_samples"].mean
+
+
+def test_without_a_teacher_divergences_are_left_out(student: Network, tokenizer: Tokenizer, data: DataSet) -> None:
+    evaluation = evaluate(student, None, tokenizer, data, SETTINGS)
+    assert set(evaluation.scores) == {"nll", "rouge1", "rouge2", "rougeL", "exact"}
+
+
+def test_a_session_writes_what_the_jax_model_writes(student: Network, tokenizer: Tokenizer, data: DataSet) -> None:
+    heard: list[int] = []
+    session = ForwardSession(student)
+    texts = generate_texts_with_session(session, tokenizer, data.examples, 8, heard.append)
+    assert texts == generate_texts(student, tokenizer, data, SETTINGS)
+    assert heard == [1, 2, 3, 4, 5]
+
+
+def test_generation_ends_before_the_end_token(student: Network) -> None:
+    session = ForwardSession(student)
+    free = generate_with_session(session, [1, 5, 9], 6, [])
+    assert len(free) == 6
+    ended = generate_with_session(session, [1, 5, 9], 6, [free[2]])
+    assert ended == free[: free.index(free[2])]
