@@ -164,8 +164,8 @@ class _Cursor:
 
     def string(self, what: str, longest: int | None = None) -> str:
         length = self.integer(8, what)
-        if longest is not None and length > longest:
-            raise self.fail(f"{what} is {length} bytes long, the format allows {longest}")
+        if longest is not None and not 1 <= length <= longest:
+            raise self.fail(f"{what} is {length} bytes long, the format allows 1 to {longest}")
         start = self.advance(length, what)
         return self.data[start : start + length].decode("utf-8", "surrogateescape")
 

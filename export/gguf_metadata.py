@@ -7,7 +7,8 @@ from typing import Any
 
 from attar.engine.config import LayerType, ModelConfig, alternate_layers
 from attar.engine.gguf_names import ARCHITECTURES
-from attar.engine.gguf_reader import default_query_scalar, read_gguf
+from attar.engine.gguf_file import GgufFile
+from attar.engine.gguf_reader import default_query_scalar
 from attar.engine.tokenizer import gguf_tokenizer_metadata
 from attar.export.errors import ExportError
 from attar.quantize.policy import Scheme
@@ -20,8 +21,12 @@ _QUANTIZATION_VERSION = 2
 _UNUSED_TOKEN, _UNUSED_SCORE = 5, -1000.0
 
 
-def build_metadata(source: Path, config: ModelConfig, scheme: Scheme) -> dict[str, Any]:
+def build_metadata(source: Path, file: GgufFile | None, config: ModelConfig, scheme: Scheme) -> dict[str, Any]:
     """All metadata of an exported file: general, architecture, tokenizer.
+
+    Args:
+      source: The checkpoint.
+      file: The same, opened, where it is a GGUF: its name, licence and tokenizer are carried over as they are.
 
     Raises:
       ExportError: If GGUF cannot carry the model or its tokenizer.
@@ -29,9 +34,9 @@ def build_metadata(source: Path, config: ModelConfig, scheme: Scheme) -> dict[st
     """
     check_representable(source, config)
     return {
-        **_general(source, config, scheme),
+        **_general(source, file, config, scheme),
         **architecture_metadata(config),
-        **_tokenizer(source, config),
+        **_tokenizer(source, file, config),
     }
 
 
@@ -130,17 +135,16 @@ def _local_attention(config: ModelConfig) -> dict[str, Any]:
     }
 
 
-def _general(source: Path, config: ModelConfig, scheme: Scheme) -> dict[str, Any]:
+def _general(source: Path, file: GgufFile | None, config: ModelConfig, scheme: Scheme) -> dict[str, Any]:
     inherited: dict[str, Any] = {}
-    if source.suffix == ".gguf":
-        metadata = read_gguf(source).metadata
-        inherited = {key: value for key, value in metadata.items() if key.startswith("general.")}
+    if file is not None:
+        inherited = {key: value for key, value in file.metadata.items() if key.startswith("general.")}
         inherited.pop("general.alignment", None)
         inherited.pop("general.quantization_version", None)
     general = {
         "general.architecture": ARCHITECTURES[config.model_type],
         "general.type": "model",
-        "general.name": source.resolve().stem if source.suffix == ".gguf" else source.resolve().name,
+        "general.name": source.resolve().stem,
         "general.size_label": _size_label(config.num_parameters),
         **inherited,
         "general.file_type": _FILE_TYPES[scheme.weights],
@@ -157,9 +161,9 @@ def _size_label(num_parameters: int) -> str:
     return f"{max(1, round(num_parameters / 10**6))}M" if num_parameters >= 10**6 else f"{num_parameters // 1000}K"
 
 
-def _tokenizer(source: Path, config: ModelConfig) -> dict[str, Any]:
-    if source.suffix == ".gguf":
-        metadata = {k: v for k, v in read_gguf(source).metadata.items() if k.startswith("tokenizer.")}
+def _tokenizer(source: Path, file: GgufFile | None, config: ModelConfig) -> dict[str, Any]:
+    if file is not None:
+        metadata = {k: v for k, v in file.metadata.items() if k.startswith("tokenizer.")}
     else:
         metadata = gguf_tokenizer_metadata(source)
     if "tokenizer.ggml.tokens" not in metadata:

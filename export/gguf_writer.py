@@ -54,13 +54,14 @@ def export_gguf(checkpoint: Path, out: Path, scheme: str | Scheme) -> GgufExport
       TokenizerError: If its tokenizer cannot be read or carried.
     """
     scheme = make_scheme(scheme) if isinstance(scheme, str) else scheme
+    file = read_gguf(checkpoint) if checkpoint.suffix == ".gguf" else None
     config = load_config(checkpoint)
     plan = assign_types(hf_shapes(config), scheme)
-    metadata = build_metadata(checkpoint, config, scheme)
+    metadata = build_metadata(checkpoint, file, config, scheme)
     entries = _tensor_table(config, plan)
     reports: list[TensorReport] = []
     try:
-        write_gguf(out, metadata, entries, _encoded_tensors(checkpoint, config, plan, reports))
+        write_gguf(out, metadata, entries, _encoded_tensors(checkpoint, file, config, plan, reports))
     except QuantizeError as error:
         raise ExportError(f"{checkpoint}: {error}; the weights are damaged or too large for {scheme.name}") from None
     report = QuantizeReport(scheme, tuple(reports))
@@ -83,16 +84,19 @@ def _tensor_table(config: ModelConfig, plan: dict[str, Assignment]) -> list[Tens
 
 
 def _encoded_tensors(
-    checkpoint: Path, config: ModelConfig, plan: dict[str, Assignment], reports: list[TensorReport]
+    checkpoint: Path,
+    file: GgufFile | None,
+    config: ModelConfig,
+    plan: dict[str, Assignment],
+    reports: list[TensorReport],
 ) -> Iterator[tuple[str, Bytes]]:
     """GGUF name and bytes of each tensor; its report is appended to `reports`."""
     factors = _frequency_factors(config)
     if factors is not None:
         yield ROPE_FREQS, factors.view(np.uint8)
-    source = read_gguf(checkpoint) if checkpoint.suffix == ".gguf" else None
     names = gguf_names(config)
     for hf_name, weights in stream_tensors(checkpoint, config):
-        data = None if source is None else _copied(source, config, names[hf_name], plan[hf_name])
+        data = None if file is None else _copied(file, config, names[hf_name], plan[hf_name])
         if data is None:
             data, report = encode_tensor(plan[hf_name], _gguf_layout(config, hf_name, weights))
         else:

@@ -104,7 +104,8 @@ def _pack_nibbles(codes: Bytes) -> Bytes:
 def _signed_extreme(blocks: Floats) -> Floats:
     """The value of largest magnitude of each block, with its sign (the first of equals): float32[blocks, 1]."""
     where = np.abs(blocks).argmax(axis=1)[:, None]
-    return np.take_along_axis(blocks, where, axis=1)
+    extreme: Floats = np.take_along_axis(blocks, where, axis=1)
+    return extreme
 
 
 def _codes(blocks: Floats, shift: float, largest: int) -> Bytes:

@@ -14,14 +14,7 @@ from typing import Any
 import numpy as np
 
 from attar.engine import gguf_reader, safetensors_files
-from attar.engine.checkpoint import (
-    PROVENANCE,
-    check_shapes,
-    load_config,
-    params_from_tensors,
-    read_json,
-    save_model,
-)
+from attar.engine.checkpoint import PROVENANCE, check_shapes, load_config, params_from_tensors, save_model
 from attar.engine.config import ModelConfig
 from attar.engine.gguf_blocks import FORMATS, Bytes, Floats
 from attar.engine.gguf_names import hf_shapes
@@ -193,7 +186,7 @@ def stream_tensors(source: Path, config: ModelConfig) -> Iterator[tuple[str, Flo
 
 def _provenance(source: Path) -> dict[str, Any]:
     path = source / PROVENANCE
-    return read_json(path) if source.is_dir() and path.is_file() else {}
+    return safetensors_files.read_json(path) if source.is_dir() and path.is_file() else {}
 
 
 def _sum_of_squares(values: Floats) -> float:
