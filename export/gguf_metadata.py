@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from attar.engine.config import LayerType, ModelConfig, alternate_layers
-from attar.engine.gguf_names import ARCHITECTURES
 from attar.engine.gguf_file import GgufFile
+from attar.engine.gguf_names import ARCHITECTURES
 from attar.engine.gguf_reader import default_query_scalar
 from attar.engine.tokenizer import gguf_tokenizer_metadata
 from attar.export.errors import ExportError
@@ -47,20 +47,14 @@ def check_representable(source: Path, config: ModelConfig) -> None:
       ExportError: Naming the field.
     """
     if config.model_type == "llama":
-        if "sliding_attention" in config.layer_types:
-            raise ExportError(f"{source}: GGUF's llama has no local layers; export to ONNX or TFLite instead")
         return
-    if config.rope_scaling is not None and (
-        config.model_type != "gemma3_text" or config.rope_scaling.rope_type != "linear"
-    ):
-        raise ExportError(f"{source}: GGUF's {config.model_type} cannot carry this rope_scaling; remove it")
+    if config.rope_scaling is not None and config.rope_scaling.rope_type != "linear":
+        raise ExportError(f"{source}: GGUF's Gemma scales RoPE linearly only, got {config.rope_scaling.rope_type}")
     if not config.tie_word_embeddings:
         raise ExportError(f"{source}: GGUF's Gemma ties head and token table, this model has a separate lm_head")
     caps = config.attn_logit_softcapping, config.final_logit_softcapping
     if config.model_type == "gemma2" and None in caps:
         raise ExportError(f"{source}: GGUF's gemma2 always caps its logits, this config has {caps}; set both caps")
-    if config.model_type == "gemma3_text" and config.attn_logit_softcapping is not None:
-        raise ExportError(f"{source}: GGUF's gemma3 cannot cap attention logits; set attn_logit_softcapping to null")
 
 
 def architecture_metadata(config: ModelConfig) -> dict[str, Any]:
@@ -158,7 +152,7 @@ def _size_label(num_parameters: int) -> str:
     """135M, 2.6B: the count as file names give it."""
     if num_parameters >= 10**9:
         return f"{num_parameters / 10**9:.1f}B"
-    return f"{max(1, round(num_parameters / 10**6))}M" if num_parameters >= 10**6 else f"{num_parameters // 1000}K"
+    return f"{round(num_parameters / 10**6)}M" if num_parameters >= 10**6 else f"{round(num_parameters / 1000)}K"
 
 
 def _tokenizer(source: Path, file: GgufFile | None, config: ModelConfig) -> dict[str, Any]:
