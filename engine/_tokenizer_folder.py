@@ -80,7 +80,9 @@ def write_tokenizer_folder(tokenizer: FastTokenizer, folder: Path) -> None:
         **{name: tokenizer.token_text(i) for name, i in names.items() if i is not None},
     }
     template = tokenizer.chat_template
-    if template is not None:
+    if template is None:
+        (folder / "chat_template.jinja").unlink(missing_ok=True)
+    else:
         _write_text(folder / "chat_template.jinja", template)
     _write_text(folder / "tokenizer_config.json", json.dumps(config, indent=2, ensure_ascii=False) + "\n")
 

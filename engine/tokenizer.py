@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -58,19 +59,17 @@ def load_tokenizer(source: Path) -> FastTokenizer:
     Raises:
       TokenizerError: If there is no tokenizer, or it cannot be read or represented exactly.
     """
-    source = Path(source)
-    if source.suffix == ".gguf":
-        return _from_vocabulary(_gguf_vocabulary(source))
-    file = _tokenizer_file(source)
-    try:
+    file = _tokenizer_file(Path(source))
+    with _naming(file):
         if file.suffix == ".json":
             backend = _read_tokenizer_json(file)
             return FastTokenizer(backend, read_tokenizer_settings(file.parent, backend))
+        if file.suffix == ".gguf":
+            vocabulary = _gguf_vocabulary(file)
+            return FastTokenizer(build_tokenizer(vocabulary), settings_of_vocabulary(vocabulary))
         vocabulary = vocabulary_from_sentencepiece(file)
         backend = build_tokenizer(vocabulary)
         return FastTokenizer(backend, read_tokenizer_settings(file.parent, backend, vocabulary))
-    except TokenizerError as error:
-        raise TokenizerError(f"{file}: {error}") from error
 
 
 def save_tokenizer(tokenizer: FastTokenizer, folder: Path) -> None:
@@ -93,33 +92,33 @@ def gguf_tokenizer_metadata(source: Path) -> dict[str, Any]:
     Raises:
       TokenizerError: If there is no tokenizer, or a GGUF cannot carry it with the same ids.
     """
-    source = Path(source)
-    if source.suffix == ".gguf":
-        return vocabulary_to_gguf(_gguf_vocabulary(source))
-    tokenizer = load_tokenizer(source)
-    try:
+    file = _tokenizer_file(Path(source))
+    if file.suffix == ".gguf":
+        with _naming(file):
+            return vocabulary_to_gguf(_gguf_vocabulary(file))
+    tokenizer = load_tokenizer(file)
+    with _naming(file):
         return vocabulary_to_gguf(vocabulary_from_tokenizer(tokenizer))
+
+
+@contextmanager
+def _naming(file: Path) -> Iterator[None]:
+    """Puts the file's name in front of a message about its content."""
+    try:
+        yield
     except TokenizerError as error:
-        raise TokenizerError(f"{source}: {error}") from error
-
-
-def _from_vocabulary(vocabulary: Vocabulary) -> FastTokenizer:
-    return FastTokenizer(build_tokenizer(vocabulary), settings_of_vocabulary(vocabulary))
+        raise TokenizerError(f"{file}: {error}") from error
 
 
 def _gguf_vocabulary(path: Path) -> Vocabulary:
-    from attar.engine.gguf_reader import read_gguf  # here, so that a folder can be read without the GGUF reader
+    from attar.engine.gguf_file import read_gguf  # here, so that a folder can be read without the GGUF reader
 
-    file = read_gguf(path)
-    try:
-        return vocabulary_from_gguf(file.metadata)
-    except TokenizerError as error:
-        raise TokenizerError(f"{path}: {error}") from error
+    return vocabulary_from_gguf(read_gguf(path).metadata)
 
 
 def _tokenizer_file(source: Path) -> Path:
-    if source.is_file():
-        if source.suffix not in (".json", ".model"):
+    if source.is_file() or source.suffix == ".gguf":
+        if source.suffix not in (".json", ".model", ".gguf"):
             raise TokenizerError(f"{source}: expected tokenizer.json, a SentencePiece .model or a .gguf file")
         return source
     for name in ("tokenizer.json", "tokenizer.model"):
