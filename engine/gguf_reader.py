@@ -278,17 +278,14 @@ def _llama_fields(keys: _Keys) -> dict[str, Any]:
 def _gemma_fields(keys: _Keys) -> dict[str, Any]:
     gemma3 = keys.prefix == "gemma3"
     theta = keys.number("rope.freq_base", 10000.0)
-    layer_types = _layer_types(keys)
     # Without a window Gemma 2 has 4096; Gemma 3 has no local layers.
     window = keys.integer("attention.sliding_window", 0 if gemma3 else 4096)
-    if window == 0:
-        layer_types = ("full_attention",) * len(layer_types)
     # llama.cpp's defaults: Gemma 2 is always capped, Gemma 3's attention never.
     attention_cap = keys.number("attn_logit_softcapping", 0.0 if gemma3 else 50.0)
     if gemma3 and attention_cap:
         raise keys.fail("attn_logit_softcapping", f"must be absent: Gemma 3 does not cap scores, got {attention_cap}")
     return {
-        "layer_types": layer_types,
+        "layer_types": _layer_types(keys) if window else ("full_attention",) * _num_layers(keys),
         "sliding_window": window or None,
         "rope_theta": theta,
         "rope_local_base_freq": keys.number("rope.freq_base_swa", 10000.0 if gemma3 else theta),

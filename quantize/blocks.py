@@ -110,7 +110,8 @@ def _signed_extreme(blocks: Floats) -> Floats:
 
 def _codes(blocks: Floats, shift: float, largest: int) -> Bytes:
     """trunc(blocks + shift), at most `largest`; `shift` includes the 0.5 that makes it rounding."""
-    return np.minimum(np.trunc(blocks + np.float32(shift)), np.float32(largest)).astype(np.uint8)
+    codes: Bytes = np.minimum(np.trunc(blocks + np.float32(shift)), np.float32(largest)).astype(np.uint8)
+    return codes
 
 
 def _encode_f32(values: Floats) -> Bytes | None:

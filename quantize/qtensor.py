@@ -131,7 +131,8 @@ def quantize_int4(weights: Floats) -> Int4Tensor:
 
 
 def _scales(largest: Floats, levels: int) -> Floats:
-    return np.maximum(largest / np.float32(levels), _SMALLEST_SCALE).astype(np.float32)
+    scales: Floats = np.maximum(largest / np.float32(levels), _SMALLEST_SCALE).astype(np.float32)
+    return scales
 
 
 def _round_int4(blocks: Floats, scales: Floats) -> tuple[npt.NDArray[np.int8], Floats, Floats]:

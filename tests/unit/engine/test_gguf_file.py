@@ -94,7 +94,7 @@ def test_reads_tensors(tmp_path: Path, version: int) -> None:
     assert file.version == version
     assert file.tensors["a"].shape == (2, 4)
     np.testing.assert_array_equal(file.dequantize("a"), np.arange(8, dtype=np.float32).reshape(2, 4))
-    np.testing.assert_array_equal(file.dequantize("b"), np.float32([0, 1]))
+    np.testing.assert_array_equal(file.dequantize("b"), np.array([0, 1], np.float32))
     assert file.raw("b").shape == (1, 4)
 
 

@@ -173,7 +173,7 @@ REFUSED = {
     "bool": ("llama", {**LLAMA, "block_count": True}, {}, "block_count must be one integer, got True"),
     "uneven heads": (
         "llama",
-        {**LLAMA, "attention.head_count": np.int32([4, 2, 4, 4])},
+        {**LLAMA, "attention.head_count": np.array([4, 2, 4, 4], np.int32)},
         {},
         "head_count must be one integer",
     ),
@@ -248,7 +248,10 @@ def test_refuses_tensors_that_do_not_fit(tmp_path: Path) -> None:
     path, stored = tmp_path / "m.gguf", tensors_of(PRESETS["tiny-llama"])
     cases = {
         r"has no tensor 'blk\.2\.attn_v\.weight'": without(stored, "blk.2.attn_v.weight"),
-        r"1 tensors .*llama does not use \(blk\.0\.attn_q\.bias\)": {**stored, "blk.0.attn_q.bias": np.float32([1])},
+        r"1 tensors .*llama does not use \(blk\.0\.attn_q\.bias\)": {
+            **stored,
+            "blk.0.attn_q.bias": np.ones(1, np.float32),
+        },
         r"tensor 'blk\.0\.ffn_up\.weight' must be \[128, 64\] by the metadata, got \[64, 128\], at byte": {
             **stored,
             "blk.0.ffn_up.weight": stored["blk.0.ffn_down.weight"],
