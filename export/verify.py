@@ -154,7 +154,11 @@ def report_path(exported: Path) -> Path:
 def write_report(exported: Path, report: VerifyReport) -> None:
     """Writes the figures beside the file they are about, whole or not at all."""
     path = report_path(exported)
-    content = {"passed": report.passed, "faults": report.faults, **asdict(report)}
+    figures = {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in asdict(report).items()
+    }
+    content = {"passed": report.passed, "faults": report.faults, **figures}
     temporary = path.with_name(f".{path.name}.new")
     try:
         temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
@@ -187,6 +191,9 @@ def _measure(
     config = load_config(checkpoint)
     stored = stored_tensors(exported)
     weight_error = largest_weight_error(stream_tensors(checkpoint, config), stored)
+    if math.isinf(weight_error):  # another model: there is nothing to compare it with
+        unknown = math.nan
+        return VerifyReport(scheme, 0, 0, weight_error, *[unknown] * 5, limits=limits)
     session = open_session(exported)
     try:
         prompts = prompts or [default_prompt(config, session.context_length)]

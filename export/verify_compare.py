@@ -138,15 +138,20 @@ class _ReferenceLogits:
     """JAX's logits of one prompt, projected piece by piece."""
 
     def __init__(self, config: ModelConfig, params: Params, prompt: Sequence[int]) -> None:
-        forward = jax.jit(partial(_hidden, config=config))
-        self._hidden = forward(params, jnp.asarray([prompt], jnp.int32))[0]  # [T, D]
-        self._project = jax.jit(partial(project_logits, config=config))
+        self._config = config
         self._params = params
+        self._hidden = _hidden_states(params, jnp.asarray([prompt], jnp.int32), config)[0]  # [T, D]
 
     def rows(self, start: int, end: int) -> Float32:
         """Logits of positions start to end, [end - start, V]."""
-        return np.asarray(self._project(self._params, hidden=self._hidden[start:end]))
+        return np.asarray(_project(self._params, self._hidden[start:end], self._config))
 
 
-def _hidden(params: Params, tokens: jax.Array, config: ModelConfig) -> jax.Array:
+@partial(jax.jit, static_argnames="config")
+def _hidden_states(params: Params, tokens: jax.Array, config: ModelConfig) -> jax.Array:
     return hidden_states(params, config, tokens)
+
+
+@partial(jax.jit, static_argnames="config")
+def _project(params: Params, hidden: jax.Array, config: ModelConfig) -> jax.Array:
+    return project_logits(params, config, hidden)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import onnx
 import pytest
@@ -24,8 +25,11 @@ MakeCheckpoint = Callable[..., Path]
 Float32 = NDArray[np.float32]
 
 
+jitted_forward = jax.jit(forward, static_argnames="config")
+
+
 def jax_logits(config: ModelConfig, tensors: dict[str, Float32], tokens: list[int]) -> Float32:
-    return np.asarray(forward(params_from_tensors(config, tensors), config, np.array([tokens])))[0]
+    return np.asarray(jitted_forward(params_from_tensors(config, tensors), config, np.array([tokens])))[0]
 
 
 def score(folder: Path, tokens: list[int]) -> Float32:
@@ -229,5 +233,5 @@ def test_the_exported_model_is_the_checkpoint(
     """Not only self-consistent: the float export computes the checkpoint's own logits."""
     checkpoint = make_checkpoint(config)
     folder = export_onnx(checkpoint, tmp_path / "onnx").path
-    expected = np.asarray(forward(load_params(checkpoint)[1], config, np.array([tokens])))[0]
+    expected = np.asarray(jitted_forward(load_params(checkpoint)[1], config, np.array([tokens])))[0]
     np.testing.assert_allclose(score(folder, tokens), expected, atol=2e-5 * np.abs(expected).max())
