@@ -6,9 +6,14 @@ The file has one subgraph per signature, all over the same weights:
     decode      tokens int32 [1, 1], input_pos int32 [1]   -> caches, logits [1, 1, V]
     score_T     as prefill_T                               -> caches, logits [1, T, V]; for measuring a model
 
+    c256_decode, c256_prefill_T, ...                       the same over caches of C = 256 positions
+
 and each takes and returns, per layer i, `kv_cache_k_i` [1, K, C, H] and `kv_cache_v_i` [1, K, H, C] (transposed, so
 that both products of attention run along contiguous rows). Positions must be consecutive. Rows of the cache beyond a
 token's position never reach it, so a prompt's last chunk may be padded, and rewinding costs nothing.
+
+Attention costs what the cache could hold, not what it holds. So beside the caches of the whole context, under the
+names that LiteRT-LM knows, there are signatures over smaller ones, with which attar's own session begins.
 """
 
 from __future__ import annotations
@@ -34,8 +39,10 @@ from attar.export.tflite_weights import Precision, WeightTable
 from attar.quantize.ptq import stream_tensors
 
 DEFAULT_CONTEXT_TOKENS = 1280  # every decode step attends over the whole cache, used or not
-DEFAULT_PREFILL_LENGTHS = (32, 128, 512)
+DEFAULT_PREFILL_LENGTHS = (32, 128)  # 512 is no faster a token than 128, and each length costs loading time
 SCORE_LENGTH = 64
+SMALLEST_CACHE_TOKENS = 256
+_CACHE_GROWTH = 4
 
 # Added to masked scores once per position beyond what may be seen: far below any score, far from float32's end.
 _MASK_SLOPE = 1e30
@@ -226,6 +233,7 @@ def export_tflite(
     weights: Precision = "fp32",
     context_length: int | None = None,
     prefill_lengths: Sequence[int] = DEFAULT_PREFILL_LENGTHS,
+    smallest_cache: int = SMALLEST_CACHE_TOKENS,
 ) -> TfliteExport:
     """Writes a model as a .tflite file, with the tokenizer's files beside it; an earlier export there is replaced.
 
@@ -235,7 +243,8 @@ def export_tflite(
       weights: Precision of all matrices. int8 has one scale per output row; the runtime then rounds activations to
         8 bits as well.
       context_length: Positions of the caches; None takes what the model was trained for, at most 1,280.
-      prefill_lengths: Prompt tokens per call for which to write a signature. Longer than the context are left out.
+      prefill_lengths: Prompt tokens per call for which to write signatures; those beyond the context are left out.
+      smallest_cache: Signatures over smaller caches are written down to this many positions; at least 1.
 
     Raises:
       ExportError: If a weight is not finite, the file would exceed 2 GiB or cannot be written, or the folder holds
@@ -251,14 +260,24 @@ def export_tflite(
     _write_tokenizer(checkpoint, out)
     model = ModelBuilder("attar")
     table = WeightTable(config, weights)
-    for length in sorted({length for length in prefill_lengths if 1 < length <= context}):
-        _emit_signature(model, config, table, f"prefill_{length}", length, context, with_logits=False)
-    _emit_signature(model, config, table, "decode", 1, context, with_logits=True)
+    for size in _cache_sizes(context, smallest_cache):
+        prefix = "" if size == context else f"c{size}_"
+        for length in sorted({length for length in prefill_lengths if 1 < length <= size}):
+            _emit_signature(model, config, table, f"{prefix}prefill_{length}", length, size, with_logits=False)
+        _emit_signature(model, config, table, f"{prefix}decode", 1, size, with_logits=True)
     score_length = min(SCORE_LENGTH, context)
     _emit_signature(model, config, table, f"score_{score_length}", score_length, context, with_logits=True)
     model.add_metadata(METADATA, {"config": config.to_hf(), "context_length": context, "weights": weights})
     size_bytes = model.write(out, stream_tensors(checkpoint, config))
     return TfliteExport(out, size_bytes, context, _warnings(config, checkpoint, context))
+
+
+def _cache_sizes(context: int, smallest: int) -> list[int]:
+    """The context and a quarter of it and so on, none under `smallest`; largest first."""
+    sizes = [context]
+    while sizes[-1] >= _CACHE_GROWTH * smallest:
+        sizes.append(-(-sizes[-1] // _CACHE_GROWTH))
+    return sizes
 
 
 def _emit_signature(

@@ -64,6 +64,20 @@ class StoredTensor:
         return math.prod(self.shape) * (1 if self.type == INT8 else 4)
 
 
+class _SharedQuantization(schema.QuantizationParametersT):  # type: ignore[misc]  # the schema has no types
+    """Symmetric quantisation along axis 0, packed once for all signatures: at a vocabulary of 262,144 it takes 3 MB."""
+
+    def __init__(self, scales: NDArray[np.float32]) -> None:
+        # The array is kept, not copied: it is filled when the weight is encoded.
+        super().__init__(scale=scales, zeroPoint=np.zeros(len(scales), dtype=np.int64), quantizedDimension=0)
+        self._packed: tuple[Any, int] | None = None
+
+    def Pack(self, builder: Any) -> int:  # noqa: N802  # overrides the schema's name
+        if self._packed is None or self._packed[0] is not builder:
+            self._packed = (builder, super().Pack(builder))
+        return self._packed[1]
+
+
 @dataclass
 class ModelBuilder:
     """A TFLite model under construction. Buffer 0 is the empty one that non-constant tensors name."""
@@ -71,6 +85,7 @@ class ModelBuilder:
     description: str
     _stored: dict[str, StoredTensor] = field(default_factory=dict)
     _buffer_of_key: dict[str, int] = field(default_factory=dict)
+    _quantization_of_key: dict[str, _SharedQuantization] = field(default_factory=dict)
     _constants: dict[str, Array] = field(default_factory=dict)
     _opcodes: list[tuple[int, int]] = field(default_factory=list)
     _subgraphs: list[Any] = field(default_factory=list)
@@ -83,6 +98,12 @@ class ModelBuilder:
             self._stored[tensor.key] = tensor
             self._buffer_of_key[tensor.key] = len(self._stored)
         return self._buffer_of_key[tensor.key]
+
+    def quantization(self, tensor: StoredTensor) -> Any:
+        """The schema's description of how a tensor is dequantised; None for float tensors."""
+        if tensor.scales is not None and tensor.key not in self._quantization_of_key:
+            self._quantization_of_key[tensor.key] = _SharedQuantization(tensor.scales)
+        return self._quantization_of_key.get(tensor.key)
 
     def constant(self, value: Array) -> StoredTensor:
         """A constant whose content is known already; equal contents share their bytes."""

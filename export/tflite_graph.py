@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
-from numpy.typing import NDArray
 
 from attar.export.tflite_file import FLOAT32, Array, ModelBuilder, Shape, StoredTensor
 
@@ -45,7 +44,8 @@ class GraphBuilder:
         key = (tensor.key, tensor.shape)
         if key not in self._stored:
             buffer = self._model.buffer(tensor)
-            self._stored[key] = self._add(tensor.key, tensor.shape, tensor.type, buffer, tensor.scales)
+            quantization = self._model.quantization(tensor)
+            self._stored[key] = self._add(tensor.key, tensor.shape, tensor.type, buffer, quantization)
         return self._stored[key]
 
     def operator(
@@ -99,9 +99,7 @@ class GraphBuilder:
                 live.append(operator)
         return live[::-1]
 
-    def _add(
-        self, name: str, shape: Shape, type: int, buffer: int = 0, scales: NDArray[np.float32] | None = None
-    ) -> Tensor:
+    def _add(self, name: str, shape: Shape, type: int, buffer: int = 0, quantization: Any = None) -> Tensor:
         tensor = Tensor(len(self._tensors), shape, type)
         self._tensors.append(
             schema.TensorT(
@@ -109,17 +107,8 @@ class GraphBuilder:
                 type=type,
                 buffer=buffer,
                 name=name,
-                quantization=_quantization(scales),
+                quantization=quantization,
                 hasRank=True,
             )
         )
         return tensor
-
-
-def _quantization(scales: NDArray[np.float32] | None) -> Any:
-    """Symmetric along axis 0. The array is kept, not copied: it is filled when the weight is encoded."""
-    if scales is None:
-        return None
-    return schema.QuantizationParametersT(
-        scale=scales, zeroPoint=np.zeros(len(scales), dtype=np.int64), quantizedDimension=0
-    )

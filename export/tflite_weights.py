@@ -16,6 +16,8 @@ from attar.quantize.qtensor import quantize_int8
 Precision = Literal["fp32", "int8"]
 Float32 = NDArray[np.float32]
 
+_ROWS_AT_ONCE = 4096  # bounds the temporaries of quantising a large token table
+
 
 class WeightTable:
     """Descriptions of the stored tensors, made from shapes alone: the values come when the file is written."""
@@ -36,9 +38,7 @@ class WeightTable:
         offset = np.float32(self._plus_one and len(shape) == 1)
 
         def encode_float(weight: Float32) -> Float32:
-            # One sum finds any NaN or infinity, without a mask as large as the tensor.
-            if not np.isfinite(weight.sum(dtype=np.float64)):
-                raise ExportError(f"{name} holds NaN or infinity; take a checkpoint from before training diverged")
+            _check_finite(name, weight)
             return weight + offset if offset else weight
 
         if self._precision == "fp32" or len(shape) == 1:
@@ -46,8 +46,18 @@ class WeightTable:
         scales = np.ones(shape[0], dtype=np.float32)
 
         def encode_int8(weight: Float32) -> NDArray[np.int8]:
-            quantized = quantize_int8(encode_float(weight))
-            scales[:] = quantized.scales
-            return quantized.values
+            values = np.empty(shape, dtype=np.int8)
+            _check_finite(name, weight)
+            for start in range(0, shape[0], _ROWS_AT_ONCE):
+                rows = slice(start, start + _ROWS_AT_ONCE)
+                quantized = quantize_int8(weight[rows])
+                values[rows], scales[rows] = quantized.values, quantized.scales
+            return values
 
         return StoredTensor(name, shape, INT8, scales, encode_int8)
+
+
+def _check_finite(name: str, weight: Float32) -> None:
+    # One sum finds any NaN or infinity, without a mask as large as the tensor.
+    if not np.isfinite(weight.sum(dtype=np.float64)):
+        raise ExportError(f"{name} holds NaN or infinity; take a checkpoint from before training diverged")

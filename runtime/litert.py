@@ -11,7 +11,7 @@ import atexit
 import os
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -22,8 +22,8 @@ from typing import IO, Any, Self
 import numpy as np
 from ai_edge_litert.compiled_model import CompiledModel
 from ai_edge_litert.options import CpuOptions, Options
-from numpy.typing import NDArray
 
+from attar.runtime.litert_workspace import Workspace, find_families
 from attar.runtime.session import Logits, MemoryUsage, SessionError
 from attar.runtime.tflite_check import check_buffers
 
@@ -39,15 +39,9 @@ class LiteRtSession:
     def __init__(self, path: Path, model: Any, context_length: int | None) -> None:
         self._path = path
         self._model = model
-        self.signatures = frozenset(_checked_signatures(path, model))
-        shapes = {n: tuple(d["shape"]) for n, d in model.get_input_tensor_details("decode").items()}
-        cache_shapes = {name: shape for name, shape in shapes.items() if name.startswith("kv_cache_")}
-        self._allocated = next(shape for name, shape in cache_shapes.items() if name.startswith("kv_cache_k"))[2]
-        self._context_length = _resolve_context(path, self._allocated, context_length)
-        self._caches = {name: _zeros(model, name, shape) for name, shape in cache_shapes.items()}
-        self._cache_bytes = sum(4 * int(np.prod(shape)) for shape in cache_shapes.values())
-        self._vocab_size = int(model.get_output_tensor_details("decode")["logits"]["shape"][-1])
-        self._runners: dict[str, _Runner] = {}
+        self._families = find_families(path, model)
+        self._context_length = _resolve_context(path, self._families[-1].capacity, context_length)
+        self._workspace = Workspace(model, self._families[0])
         self._tokens: list[int] = []
 
     @classmethod
@@ -68,12 +62,14 @@ class LiteRtSession:
         with _captured_log() as log:
             try:
                 return cls(path, CompiledModel.from_file(str(path), options=Options(cpu_options=cpu)), context_length)
+            except SessionError:
+                raise
             except (RuntimeError, ValueError) as error:
                 raise SessionError(f"{path}: LiteRT cannot open this: {log.last_error() or error}") from None
 
     @property
     def vocab_size(self) -> int:
-        return self._vocab_size
+        return self._families[-1].vocab_size
 
     @property
     def context_length(self) -> int:
@@ -107,17 +103,18 @@ class LiteRtSession:
         if not 0 <= position <= self.position:
             raise SessionError(f"position must be between 0 and the {self.position} tokens held, got {position}")
         del self._tokens[position:]
+        if not self._tokens:
+            self._workspace = Workspace(self._model, self._families[0])
 
     def memory(self) -> MemoryUsage:
         """Bytes of the file (LiteRT does not tell what it repacked) and of the caches."""
-        return MemoryUsage(self._path.stat().st_size, self._cache_bytes, None)
+        return MemoryUsage(self._path.stat().st_size, self._workspace.cache_bytes, None)
 
     def close(self) -> None:
         """Releases the model and its caches; the session cannot be used afterwards."""
         with _captured_log():
-            self._runners.clear()
-            self._caches.clear()
             self._model = None
+            del self._workspace
 
     def __enter__(self) -> Self:
         return self
@@ -127,19 +124,15 @@ class LiteRtSession:
     ) -> None:
         self.close()
 
-    def _lengths(self, kind: str) -> list[int]:
-        """Tokens per call for which the file has a signature of a kind, ascending."""
-        return sorted(int(key.removeprefix(f"{kind}_")) for key in self.signatures if key.startswith(f"{kind}_"))
-
     def _checked(self, tokens: Sequence[int]) -> list[int]:
         if self._model is None:
             raise SessionError(f"{self._path}: the session is closed")
         ids = [int(token) for token in tokens]
         if not ids:
             raise SessionError("at least one token is needed, got none")
-        wrong = [token for token in ids if not 0 <= token < self._vocab_size]
+        wrong = [token for token in ids if not 0 <= token < self.vocab_size]
         if wrong:
-            raise SessionError(f"token ids must be below the vocabulary's {self._vocab_size}, got {wrong[0]}")
+            raise SessionError(f"token ids must be below the vocabulary's {self.vocab_size}, got {wrong[0]}")
         if self.position + len(ids) > self._context_length:
             raise SessionError(
                 f"the context holds {self._context_length} tokens, got {self.position} + {len(ids)}; "
@@ -153,33 +146,39 @@ class LiteRtSession:
         try:
             yield
         except RuntimeError as error:
-            self.rewind(before)
+            del self._tokens[before:]
             raise SessionError(f"{self._path}: LiteRT failed: {error}") from None
 
     def _append(self, ids: list[int], kind: str) -> list[Logits]:
         """Runs tokens chunk by chunk: the logits of each chunk, [T, V], or [0, 0] where its signature has none."""
         logits, done = [], 0
-        for length in plan_chunks(len(ids), self._lengths(kind)):
+        for length in plan_chunks(len(ids), self._families[-1].lengths(kind)):
             chunk = ids[done : done + length]
             logits.append(self._run("decode" if length == 1 else f"{kind}_{length}", chunk, length))
             done += len(chunk)
         return logits
 
-    def _run(self, key: str, chunk: list[int], length: int) -> Logits:
+    def _run(self, signature: str, chunk: list[int], length: int) -> Logits:
         """Runs one signature on a chunk, padded to its length, and keeps the chunk's tokens.
 
         A chunk that would run over the end of the caches starts earlier and computes tokens anew that are held.
         """
         position = self.position
-        start = min(position, self._allocated - length)
+        self._reserve(signature, position + length)
+        start = min(position, self._workspace.family.capacity - length)
         tokens = np.zeros((1, length), np.int32)
         known = [*self._tokens[start:], *chunk]
         tokens[0, : len(known)] = known
-        if key not in self._runners:
-            self._runners[key] = _Runner(self._model, key, self._caches)
-        logits = self._runners[key].run(tokens, np.arange(start, start + length, dtype=np.int32))
+        logits = self._workspace.run(signature, tokens, np.arange(start, start + length, dtype=np.int32))
         self._tokens += chunk
         return logits[position - start : position - start + len(chunk)]
+
+    def _reserve(self, signature: str, positions: int) -> None:
+        """Moves to larger caches where these do not hold so many positions or cannot run the signature."""
+        enough = [f for f in self._families if f.capacity >= positions and signature in f.signatures]
+        family = enough[0] if enough else self._families[-1]
+        if family.capacity > self._workspace.family.capacity:
+            self._workspace = self._workspace.moved_to(family, self.position)
 
 
 def plan_chunks(count: int, lengths: Sequence[int]) -> list[int]:
@@ -199,58 +198,6 @@ def plan_chunks(count: int, lengths: Sequence[int]) -> list[int]:
             chunks.append(1)
         count -= chunks[-1]
     return chunks
-
-
-class _Runner:
-    """One signature with its buffers. The caches are everyone's, and are updated in place."""
-
-    def __init__(self, model: Any, key: str, caches: Mapping[str, Any]) -> None:
-        self._model = model
-        self._key = key
-        self._tokens = model.create_input_buffer_by_name(key, "tokens")
-        self._positions = model.create_input_buffer_by_name(key, "input_pos")
-        self._inputs = {"tokens": self._tokens, "input_pos": self._positions, **caches}
-        self._outputs = dict(caches)
-        self._logits_shape: tuple[int, ...] | None = None
-        details = model.get_output_tensor_details(key)
-        if "logits" in details:
-            self._logits_shape = tuple(details["logits"]["shape"])
-            self._outputs["logits"] = model.create_output_buffer_by_name(key, "logits")
-
-    def run(self, tokens: NDArray[np.int32], positions: NDArray[np.int32]) -> Logits:
-        """Logits [T, V] for tokens [1, T] at positions [T]; [0, 0] where the signature has none."""
-        self._tokens.write(tokens)
-        self._positions.write(positions)
-        self._model.run_by_name(self._key, self._inputs, self._outputs)
-        if self._logits_shape is None:
-            return np.zeros((0, 0), np.float32)
-        _, length, vocab_size = self._logits_shape
-        logits: Logits = self._outputs["logits"].read(length * vocab_size, np.float32).reshape(length, vocab_size)
-        return logits
-
-
-def _checked_signatures(path: Path, model: Any) -> dict[str, Any]:
-    """The signatures, after making sure that decode is one attar can drive."""
-    signatures: dict[str, Any] = model.get_signature_list()
-    decode = signatures.get("decode")
-    if decode is None:
-        found = ", ".join(sorted(signatures)) or "none"
-        raise SessionError(f"{path}: not a decoder: needs the signature 'decode', got {found}")
-    caches = {name for name in decode["inputs"] if name.startswith("kv_cache_")}
-    unknown = set(decode["inputs"]) - caches - {"tokens", "input_pos"}
-    if not caches or unknown or set(decode["outputs"]) != caches | {"logits"}:
-        raise SessionError(
-            f"{path}: 'decode' must take tokens, input_pos and kv_cache_*, and return the caches and logits; "
-            f"got {', '.join(decode['inputs'])} -> {', '.join(decode['outputs'])}"
-        )
-    return signatures
-
-
-def _zeros(model: Any, name: str, shape: tuple[int, ...]) -> Any:
-    """A cache buffer of zeros: rows not written yet are multiplied by 0, which needs them finite."""
-    buffer = model.create_input_buffer_by_name("decode", name)
-    buffer.write(np.zeros(shape, np.float32))
-    return buffer
 
 
 def _resolve_context(path: Path, allocated: int, asked: int | None) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,12 +29,16 @@ def linear_model(rows: int, signatures: tuple[str, ...] = ("a", "b")) -> ModelBu
     return model
 
 
+def read_model(path: Path) -> Any:
+    return schema.ModelT.InitFromPackedBuf(path.read_bytes(), 0)
+
+
 def test_signatures_share_an_aligned_buffer_behind_the_flatbuffer(tmp_path: Path) -> None:
     path, weight = tmp_path / "m.tflite", np.arange(12, dtype=np.float32).reshape(3, 4)
     size = linear_model(3).write(path, [("other", weight), ("w", weight)])
     data = path.read_bytes()
     assert size == len(data)
-    model = schema.ModelT.InitFromPackedBuf(data, 0)
+    model = read_model(path)
     indices = [t.buffer for graph in model.subgraphs for t in graph.tensors if t.name == b"w"]
     assert len(indices) == 2
     assert indices[0] == indices[1]
@@ -45,7 +50,7 @@ def test_signatures_share_an_aligned_buffer_behind_the_flatbuffer(tmp_path: Path
 def test_operators_that_no_output_needs_are_dropped(tmp_path: Path) -> None:
     path = tmp_path / "m.tflite"
     linear_model(3).write(path, [("w", np.ones((3, 4), np.float32))])
-    model = schema.ModelT.InitFromPackedBuf(path.read_bytes(), 0)
+    model = read_model(path)
     assert [len(graph.operators) for graph in model.subgraphs] == [1, 1]
 
 
@@ -62,7 +67,7 @@ def test_scales_found_while_encoding_reach_the_flatbuffer(tmp_path: Path) -> Non
     weight = graph.stored(StoredTensor("w", (3, 4), INT8, scales, encode))
     graph.publish({"x": x}, {"y": ops.fully_connected(graph, x, weight)})
     model.write(tmp_path / "m.tflite", [("w", np.ones((3, 4), np.float32))])
-    tensors = schema.ModelT.InitFromPackedBuf((tmp_path / "m.tflite").read_bytes(), 0).subgraphs[0].tensors
+    tensors = read_model(tmp_path / "m.tflite").subgraphs[0].tensors
     assert tensors[weight.index].quantization.scale.tolist() == [0.5, 0.25, 0.125]
 
 

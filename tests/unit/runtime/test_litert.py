@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from ai_edge_litert.interpreter import Interpreter
 
 from attar.engine.checkpoint import params_from_tensors, save_model
 from attar.engine.gguf_names import hf_shapes
@@ -19,15 +20,19 @@ CONTEXT = 30
 TOKENS = np.random.default_rng(2).integers(0, 512, CONTEXT).tolist()
 
 
-@pytest.fixture(scope="module")
-def model_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Gemma 2 of two layers, one local with a window of 8, with prefill_4, prefill_16 and score_30."""
+@pytest.fixture(scope="module", params=[256, 7], ids=["one cache size", "growing caches"])
+def model_file(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
+    """A Gemma 2 of two layers, one local with a window of 8, with prefill_4, prefill_16 and score_30.
+
+    With growing caches there are also c8_prefill_4 and c8_decode.
+    """
     folder = tmp_path_factory.mktemp("litert")
     config = PRESETS["tiny-gemma2"].replace(num_hidden_layers=2, layer_types=("sliding_attention", "full_attention"))
     rng = np.random.default_rng(0)
     tensors = {name: rng.normal(0, 0.2, shape).astype(np.float32) for name, shape in hf_shapes(config).items()}
     save_model(folder / "model", config, params_from_tensors(config, tensors))
-    return export_tflite(folder / "model", folder / "m.tflite", "fp32", CONTEXT, prefill_lengths=(4, 16)).path
+    result = export_tflite(folder / "model", folder / "m.tflite", "fp32", CONTEXT, (4, 16), request.param)
+    return result.path
 
 
 @pytest.fixture
@@ -72,6 +77,18 @@ def test_rewind_forgets_what_came_after(session: Session, expected: np.ndarray) 
     assert_close(session.prefill(TOKENS[:3]), expected[2])
 
 
+def test_caches_start_small_where_the_file_has_small_ones(session: Session, model_file: Path) -> None:
+    small = session.memory().cache_bytes
+    session.prefill(TOKENS[:20])
+    large = session.memory().cache_bytes
+    session.rewind(0)
+    assert session.memory().cache_bytes == small
+    assert large is not None
+    assert small in (large, large * 8 // CONTEXT)
+    families = {key for key in Interpreter(str(model_file)).get_signature_list() if key.startswith("c8_")}
+    assert (small < large) == (families == {"c8_decode", "c8_prefill_4"})
+
+
 def test_rewind_is_checked(session: Session) -> None:
     session.prefill(TOKENS[:4])
     with pytest.raises(SessionError, match="between 0 and the 4 tokens held, got 5"):
@@ -99,6 +116,7 @@ def test_a_smaller_context_may_be_asked_for(model_file: Path) -> None:
 
 
 def test_memory_counts_file_and_caches(session: Session, model_file: Path) -> None:
+    session.prefill(TOKENS[:20])  # where caches grow, they have done so now
     usage = session.memory()
     assert usage.weights_bytes == model_file.stat().st_size
     assert usage.cache_bytes == 2 * 2 * 2 * CONTEXT * 16 * 4  # layers, k and v, KV heads, positions, head_dim, bytes
