@@ -28,8 +28,8 @@ def visible_keys(
 
 def attend(
     q: Float[Array, "B T N H"],
-    k: Float[Array, "B S K H"],
-    v: Float[Array, "B S K H"],
+    k: Float[Array, "B K S H"],
+    v: Float[Array, "B K S H"],
     visible: Bool[Array, "B T S"],
     *,
     scale: float,
@@ -37,16 +37,20 @@ def attend(
 ) -> Float[Array, "B T N H"]:
     """softmax(cap(scale * q k^T) masked) v, with scores and softmax in float32.
 
-    Query head n reads KV head n // G, G = N / K. The cap comes before the mask: after it, a masked score would
-    become -cap and leak probability.
+    Query head n reads KV head n // G, G = N / K: the G heads and T tokens of one KV head become the rows of one
+    matrix product. The cap comes before the mask: after it, a masked score would become -cap and leak probability.
 
     References:
       Ainslie et al., 2023, arXiv:2305.13245 (grouped queries); Gemma 2 report, arXiv:2408.00118 (cap).
     """
     B, T, N, H = q.shape
-    K = k.shape[2]
-    grouped = (q * jnp.asarray(scale, q.dtype)).reshape(B, T, K, N // K, H)  # [B, T, K, G, H]
-    scores = jnp.einsum("btkgh,bskh->bkgts", grouped, k, preferred_element_type=jnp.float32)  # [B, K, G, T, S]
-    scores = jnp.where(visible[:, None, None], soft_cap(scores, cap), _MASKED_SCORE)
-    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)  # [B, K, G, T, S]
-    return jnp.einsum("bkgts,bskh->btkgh", weights, v).reshape(B, T, N, H)
+    K = k.shape[1]
+    G = N // K
+    scaled = (q * jnp.asarray(scale, q.dtype)).reshape(B, T, K, G, H)
+    rows = scaled.transpose(0, 2, 3, 1, 4).reshape(B, K, G * T, H)
+    scores = jnp.einsum("bkrh,bksh->bkrs", rows, k, preferred_element_type=jnp.float32)  # [B, K, G * T, S]
+    scores = soft_cap(scores, cap).reshape(B, K, G, T, -1)
+    scores = jnp.where(visible[:, None, None], scores, _MASKED_SCORE)  # [B, K, G, T, S]
+    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype).reshape(B, K, G * T, -1)
+    attended = jnp.einsum("bkrs,bksh->bkrh", weights, v)  # [B, K, G * T, H]
+    return attended.reshape(B, K, G, T, H).transpose(0, 3, 1, 2, 4).reshape(B, T, N, H)

@@ -293,9 +293,9 @@ def _write_json(path: Path, content: Mapping[str, Any]) -> None:
 def _write_tokenizer(folder: Path, source: Path) -> None:
     """Copies a folder's tokenizer files, or writes those of a GGUF's vocabulary."""
     if not source.is_dir():
-        from attar.engine.tokenizer import save_tokenizer  # here, as a copy needs no tokenizer
+        from attar.engine.tokenizer import load_tokenizer, save_tokenizer  # here, as a copy needs no tokenizer
 
-        save_tokenizer(source, folder)
+        save_tokenizer(load_tokenizer(source), folder)
         return
     for name in TOKENIZER_FILES:
         if (source / name).is_file():

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from attar.engine.config import ModelConfig
 from attar.engine.kv_cache import KVCache, grow_cache, init_cache
 from attar.engine.sampling import SamplingParams, sample_tokens
-from attar.engine.transformer import Params, cached_hidden_states, project_logits, unstack_layers
+from attar.engine.transformer import Params, cached_hidden_states, project_logits
 
 
 class Generation(NamedTuple):
@@ -138,7 +138,6 @@ def _generate(
     pad_token_id: int,
 ) -> Generation:
     B, T = prompts.shape
-    layers = unstack_layers(params, config)  # once, before the loop
     uniforms = _row_uniforms(key, B, capacity)
     positions = jnp.maximum(jnp.arange(T, dtype=jnp.int32) - (T - prompt_lengths[:, None]), -1)  # [B, T]
 
@@ -157,14 +156,12 @@ def _generate(
 
     def step(state: _State) -> _State:
         position = (prompt_lengths + state.step - 1)[:, None]  # [B, 1]
-        hidden, cache = cached_hidden_states(params, config, state.token[:, None], position, state.cache, layers=layers)
+        hidden, cache = cached_hidden_states(params, config, state.token[:, None], position, state.cache)
         return record(state._replace(cache=cache), *draw(hidden[:, -1], state.step))
 
     dtype = params["embed_tokens"].dtype
     # Attend to T slots in the prefill, and make room for the completion afterwards.
-    hidden, cache = cached_hidden_states(
-        params, config, prompts, positions, init_cache(config, B, T, dtype), layers=layers
-    )
+    hidden, cache = cached_hidden_states(params, config, prompts, positions, init_cache(config, B, T, dtype))
     empty = Generation(
         jnp.full((B, capacity), pad_token_id, jnp.int32), jnp.zeros(B, jnp.int32), jnp.zeros((B, capacity), jnp.float32)
     )

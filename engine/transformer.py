@@ -9,9 +9,9 @@ Params = {
              ("pre_feedforward_layernorm": [L, D], "post_feedforward_layernorm": [L, D],)
              ("q_norm": [L, H], "k_norm": [L, H])}}
 ```
-Training scans over the stacked layers, so compile time does not grow with depth; what differs from layer to layer (the
-window, the RoPE table) is a scalar that is scanned along. Cached steps unroll the layers instead, see `kv_cache`.
-Activations have the dtype of `embed_tokens`; norms, softmax and logits are float32.
+Layers are scanned, so that compile time does not grow with depth; what differs from layer to layer (the window, the
+RoPE table) is a scalar that is scanned along. Activations have the dtype of `embed_tokens`; norms, softmax and logits
+are float32.
 """
 
 from __future__ import annotations
@@ -28,13 +28,15 @@ from jaxtyping import Array, Bool, Float, Int
 
 from attar.engine.attention import UNLIMITED_WINDOW, attend, visible_keys
 from attar.engine.config import ModelConfig
-from attar.engine.kv_cache import KVCache, write_positions, write_slots
+from attar.engine.kv_cache import KVCache, write_layer, write_positions
 from attar.engine.layers import Layer, embed, gated_mlp, linear, rms_norm, soft_cap
 from attar.engine.rope import apply_rope, rope_tables
 
 Params = dict[str, Any]
-# (rotated q, rotated k, v) of one layer -> attended values [B, T, N, H]
-_Attention = Callable[[Array, Array, Array], Array]
+# Keys and values of all layers, [L, B, K, S, H] each; None where nothing is cached.
+_Cached = tuple[Array, Array] | None
+# (rotated q [B, T, N, H], rotated k [B, T, K, H], v [B, T, K, H]) -> attended values [B, T, N, H], new cache
+_Attention = Callable[[Array, Array, Array], tuple[Array, _Cached]]
 
 
 def layer_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
@@ -115,7 +117,7 @@ def token_positions(tokens: Int[Array, "B T"], padding_mask: Bool[Array, "B T"] 
 
 def _attention_branch(
     config: ModelConfig, layer: Layer, x: Float[Array, "B T D"], rope: Float[Array, "2 B T half"], attention: _Attention
-) -> Float[Array, "B T D"]:
+) -> tuple[Float[Array, "B T D"], _Cached]:
     B, T, _ = x.shape
     eps, plus_one, H = config.rms_norm_eps, config.norm_plus_one, config.head_dim
     q = linear(x, layer["q_proj"]).reshape(B, T, config.num_attention_heads, H)
@@ -123,16 +125,16 @@ def _attention_branch(
     v = linear(x, layer["v_proj"]).reshape(B, T, config.num_key_value_heads, H)
     if config.use_qk_norm:
         q, k = rms_norm(q, layer["q_norm"], eps, plus_one), rms_norm(k, layer["k_norm"], eps, plus_one)
-    attended = attention(apply_rope(q, rope), apply_rope(k, rope), v)  # [B, T, N, H]
-    return linear(attended.reshape(B, T, -1), layer["o_proj"])  # [B, T, D]
+    attended, cached = attention(apply_rope(q, rope), apply_rope(k, rope), v)  # [B, T, N, H]
+    return linear(attended.reshape(B, T, -1), layer["o_proj"]), cached  # [B, T, D]
 
 
 def decoder_layer(
     config: ModelConfig, layer: Layer, x: Float[Array, "B T D"], rope: Float[Array, "2 B T half"], attention: _Attention
-) -> Float[Array, "B T D"]:
+) -> tuple[Float[Array, "B T D"], _Cached]:
     """One layer: attention and MLP branches, each normed before (and in Gemma after), added to the stream."""
     norm = partial(rms_norm, eps=config.rms_norm_eps, plus_one=config.norm_plus_one)
-    branch = _attention_branch(config, layer, norm(x, layer["input_layernorm"]), rope, attention)
+    branch, cached = _attention_branch(config, layer, norm(x, layer["input_layernorm"]), rope, attention)
     if config.use_post_norms:
         branch = norm(branch, layer["post_attention_layernorm"])
     x = x + branch
@@ -141,7 +143,42 @@ def decoder_layer(
     branch = gated_mlp(norm(x, layer[before_mlp]), layer, config.hidden_activation)
     if config.use_post_norms:
         branch = norm(branch, layer["post_feedforward_layernorm"])
-    return x + branch
+    return x + branch, cached
+
+
+def _scan_layers(
+    params: Params,
+    config: ModelConfig,
+    tokens: Int[Array, "B T"],
+    positions: Int[Array, "B T"],
+    key_positions: Int[Array, "B S"],
+    cache: KVCache | None,
+    remat: bool,
+) -> tuple[Float[Array, "B T D"], _Cached]:
+    """Embeds the tokens and runs all layers and the final norm, with or without a cache."""
+    ropes = rope_tables(config, positions)  # [kinds, 2, B, T, H/2]
+    attend_scaled = partial(attend, scale=config.query_scale, cap=config.attn_logit_softcapping)
+
+    def step(carry: tuple[Array, _Cached], scanned: tuple[Layer, Array, Array, Array]) -> Any:
+        x, cached = carry
+        layer, index, window, kind = scanned
+        visible = visible_keys(positions, key_positions, window)
+
+        def attention(q: Array, k: Array, v: Array) -> tuple[Array, _Cached]:
+            k, v = jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2)  # [B, K, T, H]
+            if cache is None or cached is None:
+                return attend_scaled(q, k, v, visible), None
+            keys, values = (write_layer(old, new, index, cache.length) for old, new in zip(cached, (k, v), strict=True))
+            return attend_scaled(q, keys[index].astype(q.dtype), values[index].astype(q.dtype), visible), (keys, values)
+
+        return decoder_layer(config, layer, x, ropes[kind], attention), None
+
+    x = embed(params["embed_tokens"], tokens, config.scale_embeddings)
+    windows, kinds = np.int32(layer_windows(config)), np.int32(layer_kinds(config))
+    scanned = (params["layers"], np.arange(len(windows), dtype=np.int32), windows, kinds)
+    start = (x, None if cache is None else (cache.keys, cache.values))
+    (x, cached), _ = jax.lax.scan(jax.checkpoint(step) if remat else step, start, scanned)
+    return rms_norm(x, params["norm"], config.rms_norm_eps, config.norm_plus_one), cached
 
 
 def hidden_states(
@@ -162,18 +199,7 @@ def hidden_states(
       remat: Recompute each layer in the backward pass instead of keeping its activations.
     """
     positions = token_positions(tokens, padding_mask)
-    ropes = rope_tables(config, positions)  # [kinds, 2, B, T, H/2]
-
-    def step(x: Array, scanned: tuple[Layer, Array, Array]) -> tuple[Array, None]:
-        layer, window, kind = scanned
-        visible = visible_keys(positions, positions, window)
-        attention = partial(attend, visible=visible, scale=config.query_scale, cap=config.attn_logit_softcapping)
-        return decoder_layer(config, layer, x, ropes[kind], attention), None
-
-    x = embed(params["embed_tokens"], tokens, config.scale_embeddings)
-    per_layer = (params["layers"], np.int32(layer_windows(config)), np.int32(layer_kinds(config)))
-    x, _ = jax.lax.scan(jax.checkpoint(step) if remat else step, x, per_layer)
-    return rms_norm(x, params["norm"], config.rms_norm_eps, config.norm_plus_one)
+    return _scan_layers(params, config, tokens, positions, positions, None, remat)[0]
 
 
 def project_logits(params: Params, config: ModelConfig, hidden: Float[Array, "*batch D"]) -> Float[Array, "*batch V"]:
@@ -199,43 +225,19 @@ def forward(
     return project_logits(params, config, hidden_states(params, config, tokens, padding_mask=padding_mask, remat=remat))
 
 
-def unstack_layers(params: Params, config: ModelConfig) -> list[Layer]:
-    """One dict of weights a layer. Call it outside a decode loop: each slice of a stacked weight is a copy."""
-    return [{name: w[i] for name, w in params["layers"].items()} for i in range(config.num_hidden_layers)]
-
-
 def cached_hidden_states(
-    params: Params,
-    config: ModelConfig,
-    tokens: Int[Array, "B T"],
-    positions: Int[Array, "B T"],
-    cache: KVCache,
-    *,
-    layers: list[Layer] | None = None,
+    params: Params, config: ModelConfig, tokens: Int[Array, "B T"], positions: Int[Array, "B T"], cache: KVCache
 ) -> tuple[Float[Array, "B T D"], KVCache]:
     """Reads T tokens after those in the cache: a prefill (T > 1) or a decode step (T = 1).
 
     Args:
       tokens: Token ids, appended to the cache from slot `cache.length` on; the caller sees to it that they fit.
       positions: Position of each token, -1 on padding.
-      layers: `unstack_layers(params, config)` where the caller holds it already.
 
     Returns:
       Normed hidden states of the T tokens, and the cache that contains them.
     """
     key_positions = write_positions(cache, positions)  # [B, S]
-    ropes = rope_tables(config, positions)
-    keys, values = list(cache.keys), list(cache.values)
-    masks = {window: visible_keys(positions, key_positions, window) for window in set(layer_windows(config))}
-    x = embed(params["embed_tokens"], tokens, config.scale_embeddings)
-    for i, layer in enumerate(layers or unstack_layers(params, config)):
-        visible = masks[layer_windows(config)[i]]
-
-        def attention(q: Array, k: Array, v: Array, i: int = i, visible: Array = visible) -> Array:
-            keys[i], values[i] = write_slots(keys[i], k, cache.length), write_slots(values[i], v, cache.length)
-            scale, cap = config.query_scale, config.attn_logit_softcapping
-            return attend(q, keys[i].astype(q.dtype), values[i].astype(q.dtype), visible, scale=scale, cap=cap)
-
-        x = decoder_layer(config, layer, x, ropes[layer_kinds(config)[i]], attention)
-    hidden = rms_norm(x, params["norm"], config.rms_norm_eps, config.norm_plus_one)
-    return hidden, KVCache(tuple(keys), tuple(values), key_positions, cache.length + tokens.shape[1])
+    hidden, cached = _scan_layers(params, config, tokens, positions, key_positions, cache, remat=False)
+    assert cached is not None  # as a cache went in
+    return hidden, KVCache(*cached, key_positions, cache.length + tokens.shape[1])

@@ -5,13 +5,13 @@ Sequences are three windows long, so that keys fall out of the sliding layers' s
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
+
 from attar.engine.checkpoint import load_config, load_params, save_model
 from attar.engine.config import ModelConfig
 from attar.engine.kv_cache import init_cache
@@ -93,7 +93,7 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 @pytest.fixture(scope="module", params=list(CONFIGS))
-def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Any, Path]]:
+def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
     """A transformers model in float32 with random weights, norms included, and the folder it saved itself to."""
     name, values = CONFIGS[request.param]
     config = getattr(transformers, name)(**values)
@@ -105,7 +105,7 @@ def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
             weight.copy_(torch.randn_like(weight) * (0.3 if weight.ndim == 1 else 0.15) + (weight.ndim == 1))
     folder = tmp_path_factory.mktemp(request.param)
     model.save_pretrained(folder)
-    yield model, folder
+    return model, folder
 
 
 def reference_logits(model: Any, tokens: np.ndarray[Any, Any], mask: np.ndarray[Any, Any] | None = None) -> Any:
