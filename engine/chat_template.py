@@ -1,67 +1,27 @@
 """Chat templates: renders messages with the Jinja template a model carries, in a sandbox.
 
-A template is code from whoever made the model file, so it runs in jinja2's immutable sandbox, its size, its loops
-and its output are bounded, and every failure becomes one `ChatTemplateError`.
+A template is code from whoever made the model file, so it runs in a sandbox, what it may cost is bounded
+(`_template_sandbox`), and every failure becomes one `ChatTemplateError`.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
-from datetime import datetime
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
-from typing import Any, NoReturn
+from typing import Any
 
-from jinja2 import Template, TemplateError, nodes
-from jinja2.exceptions import SecurityError
-from jinja2.ext import Extension, loopcontrols
-from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2 import Template, TemplateError
+
+from attar.engine._template_sandbox import ChatSandbox, TemplateRefusal
 
 Message = Mapping[str, Any]
 
 MAX_TEMPLATE_CHARS = 256 * 1024
 MAX_OUTPUT_CHARS = 16 * 1024 * 1024
-MAX_RANGE = 10_000
-_MAX_REPEAT = 1_000_000
 
 
 class ChatTemplateError(ValueError):
     """A chat template that does not compile, refuses its messages, or exceeds a bound."""
-
-
-class _GenerationBlock(Extension):
-    """Renders the body of `{% generation %}`, which training code uses to mark the assistant's tokens."""
-
-    tags = {"generation"}  # noqa: RUF012  jinja2 declares `tags` as a mutable class attribute
-
-    def parse(self, parser: Parser) -> list[nodes.Node]:
-        """Returns the block's body, so that the mark itself disappears."""
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-
-class _Environment(ImmutableSandboxedEnvironment):
-    """transformers' settings (`trim_blocks`, `lstrip_blocks`, loop controls), with arithmetic that cannot explode."""
-
-    intercepted_binops = frozenset({"*", "**"})
-
-    def __init__(self) -> None:
-        super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _GenerationBlock])
-        self.filters["tojson"] = _to_json
-        self.globals["raise_exception"] = _raise_exception
-        self.globals["strftime_now"] = _strftime_now
-        self.globals["range"] = _bounded_range
-
-    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-        """Multiplies, unless the result would be a huge string, list or number."""
-        if operator == "**":
-            raise SecurityError("powers are not allowed in a chat template")
-        sizes = [len(x) for x in (left, right) if isinstance(x, str | bytes | list | tuple)]
-        counts = [abs(x) for x in (left, right) if isinstance(x, int)]
-        if (sizes and counts and sizes[0] * counts[0] > _MAX_REPEAT) or any(c > 2**63 for c in counts):
-            raise SecurityError(f"a chat template may repeat a value to at most {_MAX_REPEAT} items")
-        return super().call_binop(context, operator, left, right)
 
 
 def render_chat(
@@ -84,27 +44,33 @@ def render_chat(
     Raises:
       ChatTemplateError: If the template does not compile, refuses the messages, or exceeds a bound.
     """
-    compiled = _compile(template)
-    pieces: list[str] = []
-    size = 0
+    sandbox, compiled = _compile(template)
+    context = {
+        "messages": [dict(message) for message in messages],
+        "add_generation_prompt": add_generation_prompt,
+        "bos_token": bos_token or "",
+        "eos_token": eos_token or "",
+        "tools": None,
+        "documents": None,
+    }
+    sandbox.start()
     try:
-        for piece in compiled.generate(
-            messages=[dict(message) for message in messages],
-            add_generation_prompt=add_generation_prompt,
-            bos_token=bos_token or "",
-            eos_token=eos_token or "",
-            tools=None,
-            documents=None,
-        ):
-            size += len(piece)
-            if size > MAX_OUTPUT_CHARS:
-                raise ChatTemplateError(f"a rendered chat may have at most {MAX_OUTPUT_CHARS} characters, got more")
-            pieces.append(piece)
-    except ChatTemplateError:
-        raise
+        return _joined(compiled.generate(context))
+    except TemplateRefusal as refusal:
+        raise ChatTemplateError(f"the model's chat template refused this conversation: {refusal}") from None
     except Exception as error:  # the template is foreign code: any exception in it is its own failure
-        raise ChatTemplateError(f"the model's chat template refused this conversation: {error}") from error
-    return "".join(pieces)
+        raise ChatTemplateError(f"the model's chat template failed on this conversation: {error}") from error
+
+
+def _joined(pieces: Iterable[str]) -> str:
+    kept: list[str] = []
+    size = 0
+    for piece in pieces:
+        size += len(piece)
+        if size > MAX_OUTPUT_CHARS:
+            raise ChatTemplateError(f"a rendered chat may have at most {MAX_OUTPUT_CHARS} characters, got more")
+        kept.append(piece)
+    return "".join(kept)
 
 
 def render_turn_suffix(
@@ -153,34 +119,15 @@ _MARK = "\ufdd0attar\ufdd1"
 
 
 @lru_cache(maxsize=16)
-def _compile(template: str) -> Template:
+def _compile(template: str) -> tuple[ChatSandbox, Template]:
     if len(template) > MAX_TEMPLATE_CHARS:
         raise ChatTemplateError(
             f"a chat template may have at most {MAX_TEMPLATE_CHARS} characters, got {len(template)}"
         )
+    sandbox = ChatSandbox()
     try:
-        return _Environment().from_string(template)
+        return sandbox, sandbox.from_string(template)
     except (TemplateError, RecursionError, SyntaxError, MemoryError) as error:
         line = getattr(error, "lineno", None)
         place = f" at line {line}" if line else ""
         raise ChatTemplateError(f"the model's chat template does not compile{place}: {error}") from error
-
-
-def _raise_exception(message: str) -> NoReturn:
-    raise ChatTemplateError(f"the model's chat template refused this conversation: {message}")
-
-
-def _strftime_now(pattern: str) -> str:
-    return datetime.now().astimezone().strftime(pattern)
-
-
-def _bounded_range(*arguments: int) -> range:
-    values = range(*arguments)
-    if len(values) > MAX_RANGE:
-        raise SecurityError(f"a chat template may loop over at most {MAX_RANGE} numbers, got {len(values)}")
-    return values
-
-
-def _to_json(value: Any, indent: int | None = None, ensure_ascii: bool = False, sort_keys: bool = False) -> str:
-    """transformers' `tojson`: unlike jinja2's, it does not escape HTML."""
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, sort_keys=sort_keys)

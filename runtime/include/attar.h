@@ -105,7 +105,9 @@ ATTAR_API attar_status attar_tokenizer_create(const attar_model *model, attar_to
 ATTAR_API void attar_tokenizer_free(attar_tokenizer *tokenizer);
 // Encodes UTF-8 (invalid bytes are encoded as bytes where the vocabulary can). Writes at most `capacity` ids and sets
 // *count to the number needed; ATTAR_ERROR_ARGUMENT if that is larger than capacity. `add_special` adds BOS/EOS where
-// the file asks for it; `parse_special` recognises control tokens such as <|im_end|> in the text.
+// the file asks for it; `parse_special` recognises control tokens such as <|im_end|> in the text. Allocates, and frees
+// before it returns, up to 140 bytes for each byte of the longest stretch that is merged at once (byte-level: a word;
+// SentencePiece: the text between special tokens). A tokenizer may be used from several threads at a time.
 ATTAR_API attar_status attar_tokenizer_encode(const attar_tokenizer *tokenizer, const char *text, size_t length,
                                               bool add_special, bool parse_special, int32_t *ids, size_t capacity,
                                               size_t *count, attar_error *error);
