@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Self
 
 import jax
 import numpy as np
@@ -91,10 +92,10 @@ class ForwardSession:
     def close(self) -> None:
         pass
 
-    def __enter__(self) -> "ForwardSession":
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, value: object, trace: object) -> None:
         pass
 
 

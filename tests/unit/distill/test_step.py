@@ -41,8 +41,8 @@ def network(shape: ModelConfig, seed: int) -> Params:
 def rows(lengths: list[tuple[int, int]]) -> list[Example]:
     rng = np.random.default_rng(0)
     return [
-        Example(i, *(rng.integers(3, 250, length).astype(np.int32) for length in pair), "", "")
-        for i, pair in enumerate(lengths)
+        Example(i, rng.integers(3, 250, prompt, np.int32), rng.integers(3, 250, completion, np.int32), "", "")
+        for i, (prompt, completion) in enumerate(lengths)
     ]
 
 
@@ -203,7 +203,7 @@ def test_completion_logits_are_those_of_the_whole_sequence(shape: ModelConfig) -
 
 def test_schedule_rises_and_falls() -> None:
     rate = learning_rate_schedule(OptimizerConfig(learning_rate=1.0, steps=10, warmup_steps=4, schedule="linear"))
-    np.testing.assert_allclose([rate(step) for step in range(4)], [0.25, 0.5, 0.75, 1.0])
+    np.testing.assert_allclose(np.array([rate(step) for step in range(4)]), [0.25, 0.5, 0.75, 1.0])
     assert rate(4) == 1.0
     assert rate(7) == pytest.approx(0.5)
     assert rate(10) == 0.0
