@@ -53,7 +53,7 @@ static bool parse_number(const char *name, const char *text, double low, double 
     *out = strtod(text, &end);
     if (end != text && *end == '\0' && errno == 0 && *out >= low && *out <= high && (!whole || *out == floor(*out)))
         return true;
-    fprintf(stderr, "attar-run: %s must be a%s number from %g to %g, got \"%s\"\n", name, whole ? " whole" : "", low,
+    fprintf(stderr, "attar-run: %s must be a%s number from %.10g to %.10g, got \"%s\"\n", name, whole ? " whole" : "", low,
             high, text);
     return false;
 }

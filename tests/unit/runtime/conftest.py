@@ -44,6 +44,7 @@ class TinyConfig:
     post_norms: bool = False
     qk_norm: bool = False
     qkv_bias: bool = False
+    vocabulary: bool = False  # tokenizer metadata: pad, eos, bos, unknown, then single characters
     keys: dict[str, Any] = field(default_factory=dict)  # more metadata, without the architecture prefix
 
     def is_local(self, layer: int) -> bool:
@@ -75,6 +76,11 @@ class TinyModel:
     path: Path
     config: TinyConfig
     weights: dict[str, Floats]  # GGUF names, [rows, cols]
+
+    @property
+    def texts(self) -> list[str]:
+        """What each token adds to a text; nothing for the control tokens 0 to 3."""
+        return ["", "", "", "", *(chr(ord("!") + i) for i in range(self.config.n_vocab - 5)), " "]
 
     def logits(self, tokens: list[int]) -> Floats:
         """What the model must answer: float64 [T, V]."""
@@ -199,6 +205,22 @@ def _write_metadata(writer: GGUFWriter, c: TinyConfig) -> None:
         add.get(type(value), writer.add_array)(f"{c.architecture}.{key}", value)
 
 
+def _write_vocabulary(writer: GGUFWriter, n_vocab: int) -> None:
+    """A SentencePiece vocabulary: the pieces of `TinyModel.texts`, all alike in score."""
+    writer.add_tokenizer_model("llama")
+    writer.add_token_list(
+        ["<pad>", "<eos>", "<bos>", "<unk>", *(chr(ord("!") + i) for i in range(n_vocab - 5)), "\u2581"]
+    )
+    writer.add_token_scores([0.0] * n_vocab)
+    writer.add_token_types([3, 3, 3, 2] + [1] * (n_vocab - 4))
+    writer.add_pad_token_id(0)
+    writer.add_eos_token_id(1)
+    writer.add_bos_token_id(2)
+    writer.add_unk_token_id(3)
+    writer.add_add_bos_token(True)
+    writer.add_add_space_prefix(False)
+
+
 def write_tiny(path: Path, config: TinyConfig, types: dict[str, str] | str = "F32", seed: int = 0) -> TinyModel:
     """Writes a model with random weights.
 
@@ -208,6 +230,8 @@ def write_tiny(path: Path, config: TinyConfig, types: dict[str, str] | str = "F3
     random, weights = np.random.default_rng(seed), {}
     writer = GGUFWriter(path, config.architecture)
     _write_metadata(writer, config)
+    if config.vocabulary:
+        _write_vocabulary(writer, config.n_vocab)
     for name, shape in _shapes(config).items():
         vector = len(shape) == 1
         values = random.normal(1.0 if vector else 0.0, 0.2 if vector else 1.5 * shape[-1] ** -0.5, shape).astype(
