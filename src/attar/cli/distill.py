@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -113,13 +114,20 @@ def _layers(text: str, teacher: str | None) -> tuple[int, ...]:
 
 
 class RunDisplay:
-    """Draws a run: a bar with loss, speed and time left, and a line for each evaluation."""
+    """Draws a run: a bar with loss, speed and time left, and a line for each evaluation.
+
+    Ctrl-C ends the run between two steps, since an exception in the midst of a computation can crash XLA's threads
+    as Python ends; a second Ctrl-C does not wait.
+    """
 
     def __init__(self, config: TrainConfig) -> None:
         self._bar = progress_bar()
         self._task = self._bar.add_task(config.method, total=config.steps, note="")
+        self._stopping = False
+        self._handler: Any = signal.SIG_DFL
 
     def __enter__(self) -> Self:
+        self._handler = signal.signal(signal.SIGINT, self._on_interrupt)
         self._bar.start()
         return self
 
@@ -127,11 +135,24 @@ class RunDisplay:
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._bar.stop()
+        signal.signal(signal.SIGINT, self._handler)
+
+    def _on_interrupt(self, *_: object) -> None:
+        if self._stopping:
+            raise KeyboardInterrupt
+        self._stopping = True
+        self._bar.console.print("stopping after this step; the same command goes on from the last checkpoint")
+
+    def _stop_if_asked(self) -> None:
+        if self._stopping:
+            raise KeyboardInterrupt
 
     def on_stage(self, stage: str) -> None:
+        self._stop_if_asked()
         self._bar.update(self._task, note=f"[dim]{escape(stage)}[/]")
 
     def on_step(self, report: StepReport) -> None:
+        self._stop_if_asked()
         source = "student's samples" if report.on_policy else "data"
         speed = "" if report.tokens_per_second is None else f"{report.tokens_per_second:,.0f} tok/s · "
         note = f"{speed}loss {report.loss:.3f} [dim]on {source}[/]"
