@@ -84,7 +84,11 @@ def compare_logits(
     figures = Figures()
     for prompt in prompts:
         reference = _ReferenceLogits(config, params, prompt)
-        for start, measured in _read_in_pieces(session, prompt):
+        split = len(prompt) - min(_DECODED_TOKENS, len(prompt) // 2)
+        session.rewind(0)
+        figures.add(reference.rows(split - 1, split), session.prefill(prompt[:split])[None], [])
+        session.rewind(0)
+        for start, measured in _read_in_pieces(session, prompt, split):
             end = start + len(measured)
             figures.add(reference.rows(start, end), measured, prompt[start + 1 : end + 1])
     return figures
@@ -121,13 +125,8 @@ def log_softmax(logits: Float32) -> NDArray[np.float64]:
     return log_probabilities
 
 
-def _read_in_pieces(session: VerifiedSession, prompt: Sequence[int]) -> Iterator[tuple[int, Float32]]:
-    """Logits [T, V] of a prompt with the position of their first row, by every way that a session reads tokens."""
-    decoded = min(_DECODED_TOKENS, len(prompt) // 2)
-    split = len(prompt) - decoded
-    session.rewind(0)
-    yield split - 1, session.prefill(prompt[:split])[None]
-    session.rewind(0)
+def _read_in_pieces(session: VerifiedSession, prompt: Sequence[int], split: int) -> Iterator[tuple[int, Float32]]:
+    """Logits [T, V] of a prompt with the position of their first row; from `split` on, tokens are read one by one."""
     for start in range(0, split, _PIECE_TOKENS):
         yield start, session.score(prompt[start : min(start + _PIECE_TOKENS, split)])
     for position in range(split, len(prompt)):

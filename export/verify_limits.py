@@ -29,9 +29,10 @@ def _with_float_activations(weight_error: float) -> Limits:
 def _with_rounded_activations(weight_error: float) -> Limits:
     """For runtimes that round activations to 8 bits before a product, or the cache to 16.
 
-    On SmolLM2 8-bit activations cost a KL of 0.003 and move 3 % of the greedy choices.
+    Measured on SmolLM2 with 8-bit activations in onnxruntime: KL 0.007 to 0.012, 2 to 9 % of the greedy choices moved
+    (most on random ids, where many are equally likely), perplexity off by up to 2.3 %.
     """
-    return Limits(weight_error, None, 0.02, 0.9, 0.03)
+    return Limits(weight_error, None, 0.03, 0.85, 0.05)
 
 
 # Largest rounding error of one weight, relative to the largest magnitude m of its block: half a step, and a whole

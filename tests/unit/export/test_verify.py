@@ -39,6 +39,8 @@ def test_an_honest_onnx_export_passes(
     assert written["passed"] is True
     assert written["mean_kl"] == report.mean_kl
     assert report.longest_prompt_tokens == 24
+    if weights == "fp32":
+        assert report.quantization_perplexity_ratio == pytest.approx(1.0, abs=1e-5)
     assert report.num_tokens == 25  # each position once, and the prefill's last row again
 
 
