@@ -68,9 +68,24 @@ def export_gguf(checkpoint: Path, out: Path, scheme: str | Scheme) -> GgufExport
     return GgufExport(out, out.stat().st_size, report, _warnings(config, report))
 
 
-def dequantized_tensors(path: Path) -> dict[str, Floats]:
-    """What the weights of an exported file really are: float32 under Hugging Face names."""
-    return tensors_from_gguf(read_gguf(path))
+def dequantized_tensors(path: Path, config: ModelConfig | None = None) -> dict[str, Floats]:
+    """What the weights of an exported file really are: float32 under Hugging Face names.
+
+    Args:
+      config: Of the checkpoint it was exported from; a query scale that the weights carry is taken out of them again.
+        None leaves the weights as the file's own config understands them.
+    """
+    tensors = tensors_from_gguf(read_gguf(path))
+    if config is None:
+        return tensors
+    return {name: _without_fold(config, name, weights) for name, weights in tensors.items()}
+
+
+def _without_fold(config: ModelConfig, hf_name: str, weights: Floats) -> Floats:
+    if not _folds_query(config, hf_name):
+        return weights
+    offset = np.float32(1 if config.norm_plus_one and is_norm(hf_name) else 0)
+    return (weights + offset) / np.float32(query_fold(config)) - offset
 
 
 def _tensor_table(config: ModelConfig, plan: dict[str, Assignment]) -> list[TensorEntry]:

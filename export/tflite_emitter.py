@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from attar.engine.checkpoint import load_config
 from attar.engine.config import Activation, ModelConfig
-from attar.engine.tokenizer import load_tokenizer, save_tokenizer
+from attar.engine.tokenizer import Tokenizer, load_tokenizer, save_tokenizer
 from attar.export import tflite_ops as ops
 from attar.export.decoder import AttentionSpec, emit_hidden, emit_logits
 from attar.export.errors import ExportError
@@ -319,10 +319,17 @@ def _write_tokenizer(checkpoint: Path, out: Path) -> None:
         tokenizer = load_tokenizer(checkpoint)
         if not has_tokenizer(out.parent):
             save_tokenizer(tokenizer, out.parent)
-        elif load_tokenizer(out.parent).fingerprint() != tokenizer.fingerprint():
-            raise ExportError(f"{out.parent}: holds the tokenizer of another model; choose another folder")
+        elif _identity(load_tokenizer(out.parent)) != _identity(tokenizer):
+            raise ExportError(
+                f"{out.parent}: holds the tokenizer or chat template of another model; choose another folder"
+            )
     except OSError as error:
         raise ExportError(f"{out.parent}: cannot be written: {error}; choose another folder or free space") from error
+
+
+def _identity(tokenizer: Tokenizer) -> tuple[object, ...]:
+    """What two models must share to share a folder: base and chat models often differ in the template alone."""
+    return tokenizer.fingerprint(), tokenizer.eos_token_ids, tokenizer.chat_template
 
 
 def _warnings(config: ModelConfig, checkpoint: Path, context: int) -> tuple[str, ...]:

@@ -124,8 +124,11 @@ def verify_export(
     return report
 
 
-def stored_tensors(exported: Path) -> dict[str, Float32]:
+def stored_tensors(exported: Path, config: ModelConfig) -> dict[str, Float32]:
     """The weights that a file really holds, dequantised: float32 by Hugging Face names.
+
+    Args:
+      config: Of the checkpoint that the file was exported from.
 
     Raises:
       ExportError: If the file is damaged or of no format that attar exports.
@@ -134,7 +137,7 @@ def stored_tensors(exported: Path) -> dict[str, Float32]:
     if exported.suffix == ".gguf":
         from attar.export.gguf_writer import dequantized_tensors
 
-        return dequantized_tensors(exported)
+        return dequantized_tensors(exported, config)
     if exported.suffix == ".tflite":
         from attar.export.tflite_reader import stored_tensors as read_tflite
 
@@ -189,8 +192,9 @@ def _measure(
     limits: Limits,
 ) -> VerifyReport:
     config = load_config(checkpoint)
-    stored = stored_tensors(exported)
-    weight_error = largest_weight_error(stream_tensors(checkpoint, config), stored)
+    stored = stored_tensors(exported, config)
+    norm_offset = 1.0 if config.norm_plus_one else 0.0
+    weight_error = largest_weight_error(stream_tensors(checkpoint, config), stored, norm_offset)
     if math.isinf(weight_error):  # another model: there is nothing to compare it with
         unknown = math.nan
         return VerifyReport(scheme, 0, 0, weight_error, *[unknown] * 5, limits=limits)

@@ -105,13 +105,19 @@ def mean_nll(config: ModelConfig, params: Params, prompts: Sequence[Sequence[int
     return figures.reference_nll
 
 
-def largest_weight_error(weights: Iterable[tuple[str, Float32]], stored: Mapping[str, Float32]) -> float:
-    """Largest deviation of a stored weight, relative to the largest of its row; infinite if a shape differs."""
+def largest_weight_error(
+    weights: Iterable[tuple[str, Float32]], stored: Mapping[str, Float32], norm_offset: float = 0.0
+) -> float:
+    """Largest deviation of a stored weight, relative to the largest of its row; infinite if a shape differs.
+
+    Args:
+      norm_offset: 1 where norms multiply by 1 + w (Gemma): files store that sum, so w itself is rounded with it.
+    """
     worst = 0.0
     for name, weight in weights:
         if name not in stored or stored[name].shape != weight.shape:
             return float("inf")
-        largest = np.abs(weight).max(axis=-1)
+        largest = np.abs(weight + np.float32(norm_offset if weight.ndim == 1 else 0.0)).max(axis=-1)
         error = np.abs(stored[name] - weight).max(axis=-1)
         # A row of zeros has no magnitude: there the error counts as it is.
         worst = float(np.maximum(worst, np.max(error / np.where(largest > 0, largest, 1))))

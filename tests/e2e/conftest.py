@@ -30,7 +30,7 @@ def tiny_shape() -> ModelConfig:
         num_attention_heads=4,
         num_key_value_heads=2,
         head_dim=32,
-        query_pre_attn_scalar=32.0,
+        query_pre_attn_scalar=48.0,  # not head_dim: a GGUF carries the difference in its weights
         sliding_window=8,
         max_position_embeddings=512,
         bos_token_id=1,

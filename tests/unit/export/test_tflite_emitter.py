@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+import tokenizers
 from ai_edge_litert.interpreter import Interpreter
 from numpy.typing import NDArray
 
@@ -14,6 +16,7 @@ from attar.engine.checkpoint import params_from_tensors, save_model
 from attar.engine.config import ModelConfig, RopeScaling
 from attar.engine.gguf_names import hf_shapes, is_norm
 from attar.engine.presets import PRESETS
+from attar.engine.tokenizer import load_tokenizer
 from attar.engine.transformer import forward
 from attar.export.errors import ExportError
 from attar.export.tflite_emitter import export_tflite
@@ -161,3 +164,23 @@ def test_nan_weights_name_the_tensor_and_keep_the_earlier_file(tmp_path: Path) -
         export_tflite(checkpoint, out, "int8")
     assert out.read_bytes() == b"earlier"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["m.tflite", "model"]
+
+
+def test_tokenizers_of_different_models_do_not_share_a_folder(tmp_path: Path) -> None:
+    config = CONFIGS["llama"]
+    checkpoint = save_checkpoint(tmp_path / "model", config, make_tensors(config))
+    write_tokenizer(checkpoint, "one template")
+    out = tmp_path / "out" / "m.tflite"
+    export_tflite(checkpoint, out, "int8", 16, (8,))
+    assert load_tokenizer(out.parent).chat_template == "one template"
+    export_tflite(checkpoint, out.with_name("again.tflite"), "fp32", 16, (8,))
+    write_tokenizer(checkpoint, "another template")
+    with pytest.raises(ExportError, match="holds the tokenizer or chat template of another model"):
+        export_tflite(checkpoint, out, "int8", 16, (8,))
+
+
+def write_tokenizer(folder: Path, template: str) -> None:
+    vocabulary = {f"t{i}": i for i in range(512)}
+    tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="t0")).save(str(folder / "tokenizer.json"))
+    settings = json.dumps({"eos_token": "t1", "chat_template": template})
+    (folder / "tokenizer_config.json").write_text(settings, encoding="utf-8")

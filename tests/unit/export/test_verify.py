@@ -12,6 +12,7 @@ import onnx
 import pytest
 
 from attar.engine.config import ModelConfig
+from attar.engine.presets import PRESETS
 from attar.export.errors import ExportError
 from attar.export.onnx_emitter import export_onnx
 from attar.export.onnx_weights import WeightType
@@ -150,10 +151,18 @@ def test_weight_error_is_relative_to_the_row() -> None:
     assert largest_weight_error([("w", weight)], {}) == np.inf
 
 
+def test_weight_error_of_norms_is_that_of_the_stored_sum() -> None:
+    """A Gemma norm of 1e-4 is stored as 1.0001, whose rounding is large beside 1e-4 and small beside 1."""
+    norm = np.full(8, 1e-4, np.float32)
+    stored = (norm + np.float32(1)) - np.float32(1)
+    assert largest_weight_error([("norm", norm)], {"norm": stored}) > 1e-5
+    assert largest_weight_error([("norm", norm)], {"norm": stored}, norm_offset=1.0) < 1e-7
+
+
 def test_an_unknown_file_or_scheme_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "model.bin"
     file.write_bytes(b"")
     with pytest.raises(ExportError, match=r"model\.bin: no exported model"):
-        stored_tensors(file)
+        stored_tensors(file, PRESETS["tiny-llama"])
     with pytest.raises(ValueError, match=r"scheme must be one of .*, got 'int3'"):
         limits_for("int3")
