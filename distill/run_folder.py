@@ -47,20 +47,21 @@ def open_run(folder: Path) -> Iterator[None]:
         yield
 
 
-def settle_config(folder: Path, resolved: Mapping[str, Any], changeable: frozenset[str]) -> None:
-    """Writes config.json, or checks that the run being resumed was started under an equal one.
+def settle_config(folder: Path, resolved: Mapping[str, Any], changeable: frozenset[str], *, resuming: bool) -> None:
+    """Writes config.json; on resuming, first checks that the run was started under an equal one.
 
     Args:
       folder: The run folder.
       resolved: JSON-able content.
       changeable: Keys that may differ on resuming, since they do not touch the result.
+      resuming: Whether the folder holds a state that goes on.
 
     Raises:
       RunError: If the stored configuration is damaged or differs; the message names each key with both values.
     """
     path = folder / "config.json"
     wanted = json.loads(json.dumps(resolved))  # as it will read back: tuples become lists
-    if path.exists():
+    if resuming:
         stored = _read_json(path)
         differing = sorted(key for key in {*stored, *wanted} - changeable if stored.get(key) != wanted.get(key))
         if differing:
@@ -76,22 +77,17 @@ class MetricsLog:
 
     Args:
       path: The file.
-      last_step: Lines of later steps are dropped first, since those steps will be done again.
+      last_step: Lines of later steps are dropped first, since those steps will be done again; None drops all.
 
     Raises:
       RunError: If the file cannot be written.
     """
 
-    def __init__(self, path: Path, last_step: int) -> None:
+    def __init__(self, path: Path, last_step: int | None) -> None:
         self._path = path
-        self._lines = [line for line in read_metrics(path) if line["step"] <= last_step]
-        write_text(path, "".join(json.dumps(line) + "\n" for line in self._lines))
+        kept = [] if last_step is None else [line for line in read_metrics(path) if line["step"] <= last_step]
+        write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
         self._file = path.open("a", encoding="utf-8")
-
-    @property
-    def lines(self) -> list[dict[str, Any]]:
-        """All lines of the run so far."""
-        return self._lines
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
         """Adds one line."""
@@ -103,7 +99,6 @@ class MetricsLog:
             raise RunError(
                 f"{self._path}: cannot be written: {error.strerror}; the last checkpoint is intact"
             ) from None
-        self._lines.append(line)
 
     def __enter__(self) -> Self:
         return self

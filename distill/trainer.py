@@ -17,25 +17,26 @@ import jax
 import numpy as np
 from jaxtyping import Array
 
-from attar.distill.batches import Batch, BatchStream, Buckets, choose_buckets
+from attar.distill.batches import Batch, BatchStream, choose_buckets
 from attar.distill.checkpointing import list_checkpoints, load_checkpoint, save_checkpoint
 from attar.distill.config import TrainConfig
-from attar.distill.data import DataSet, Limits, load_examples
+from attar.distill.data import DataSet
 from attar.distill.evaluate import EvalSettings, Evaluation, Network, evaluate
-from attar.distill.models import RunModels, load_models, params_fingerprint
+from attar.distill.models import RunModels, load_models
 from attar.distill.progress import Callback, Pace, Silent, StepReport
 from attar.distill.report import write_report
 from attar.distill.rollout import sample_batch
 from attar.distill.run_folder import MetricsLog, RunError, open_run, settle_config
+from attar.distill.run_inputs import held_out_buckets, load_data, resolved_config
 from attar.distill.step import (
     StepMetrics,
-    TrainState,
     init_state,
     learning_rate_schedule,
     make_optimizer,
     make_train_step,
 )
 from attar.engine.checkpoint import save_model
+from attar.engine.transformer import Params
 
 # Paths may change between start and resumption, since the content behind them is compared by hash.
 CHANGEABLE = frozenset({"data", "eval_data", "teacher", "student", "checkpoint_every", "keep_checkpoints", "versions"})
@@ -72,15 +73,19 @@ def train(config: TrainConfig, run_dir: Path, callback: Callback | None = None) 
       DataError: If the data cannot be used.
       CheckpointError: If a model cannot be read.
     """
-    callback = callback or Silent()
     with open_run(run_dir):
-        callback.on_stage("loading models")
-        models = load_models(config)
-        callback.on_stage("reading data")
-        data, held_out = _load_data(config, models)
-        settle_config(run_dir, _resolved(config, models, data, held_out), CHANGEABLE)
-        run = _Run(config, run_dir, callback, models, data, held_out)
-        return run.finish()
+        return _prepare(config, run_dir, callback or Silent()).finish()
+
+
+def _prepare(config: TrainConfig, run_dir: Path, callback: Callback) -> _Run:
+    """Loads what the run needs and takes up its state. The initial weights are let go on return."""
+    callback.on_stage("loading models")
+    models = load_models(config)
+    callback.on_stage("reading data")
+    data, held_out = load_data(config, models)
+    run = _Run(config, run_dir, callback, models, data, held_out)
+    run.take_up(models.student.params, resolved_config(config, models, data, held_out))
+    return run
 
 
 def draws_on_policy(seed: int, step: int, fraction: float) -> bool:
@@ -103,30 +108,45 @@ class _Run:
         self._config = config
         self._run_dir = run_dir
         self._callback = callback
-        self._models = models
+        self._student = models.student.config
+        self._teacher = models.teacher
+        self._tokenizer = models.tokenizer
+        self._tokenizer_source = models.tokenizer_source
         self._held_out = held_out
         self._method = config.make_method()
+        self._optimizer = make_optimizer(config.optimizer_config())
         schedule = learning_rate_schedule(config.optimizer_config())
         self._learning_rates = np.asarray(jax.vmap(schedule)(np.arange(config.steps)))  # of each step, for the log
         self._pace = Pace()
         buckets = choose_buckets(data, config.prompt_buckets, config.completion_buckets)
-        pad = models.tokenizer.pad_token_id
-        pad = models.tokenizer.eos_token_ids[0] if pad is None else pad
+        pad = self._tokenizer.pad_token_id
+        pad = self._tokenizer.eos_token_ids[0] if pad is None else pad
         self._stream = BatchStream(data.examples, config.batch_size, config.seed, buckets, pad)
-        self._eval_buckets = None if held_out is None else _eval_buckets(buckets, held_out)
-        optimizer = make_optimizer(config.optimizer_config())
-        teacher = models.teacher
+        self._eval_buckets = None if held_out is None else held_out_buckets(buckets, held_out)
         self._train_step = make_train_step(
-            models.student.config,
-            None if teacher is None or not self._method.needs_teacher else teacher.config,
+            self._student,
+            self._teacher.config if self._teacher is not None and self._method.needs_teacher else None,
             self._method,
-            optimizer,
+            self._optimizer,
             normalization=config.normalization,
             accumulation_steps=config.accumulation_steps,
             remat=config.remat,
         )
-        self._state, self._start = self._restore(optimizer)
-        self._log = MetricsLog(run_dir / "metrics.jsonl", self._start)
+
+    def take_up(self, params: Params, resolved: dict[str, Any]) -> None:
+        """Goes on from the last checkpoint, or begins with the given weights.
+
+        A run without a checkpoint has nothing to be true to: it begins anew, under whatever configuration.
+        """
+        checkpoints = list_checkpoints(self._run_dir / "checkpoints")
+        settle_config(self._run_dir, resolved, CHANGEABLE, resuming=bool(checkpoints))
+        if checkpoints:
+            like = jax.eval_shape(lambda leaves: init_state(leaves, self._optimizer), params)
+            self._state = load_checkpoint(checkpoints[-1], like)
+        else:
+            self._state = init_state(params, self._optimizer)
+        self._start = int(self._state.step)
+        self._log = MetricsLog(self._run_dir / "metrics.jsonl", self._start if checkpoints else None)
 
     def finish(self) -> TrainResult:
         """Does the steps that are left, then writes the model and the report."""
@@ -149,34 +169,24 @@ class _Run:
                 self._save(step + 1)
         return evaluation
 
-    def _restore(self, optimizer: Any) -> tuple[TrainState, int]:
-        """The state of the last checkpoint, or the initial one."""
-        params = self._models.student.params
-        checkpoints = list_checkpoints(self._run_dir / "checkpoints")
-        if not checkpoints:
-            return init_state(params, optimizer), 0
-        like = jax.eval_shape(lambda leaves: init_state(leaves, optimizer), params)
-        state = load_checkpoint(checkpoints[-1], like)
-        return state, int(state.step)
-
     def _step(self, step: int) -> None:
         began = time.perf_counter()
         batch = self._stream.batch(step)
         on_policy = draws_on_policy(self._config.seed, step, self._method.on_policy_fraction)
         if on_policy:
             batch = self._sample(batch, step)
-        teacher = self._models.teacher if self._method.needs_teacher else None
+        teacher = self._teacher if self._method.needs_teacher else None
         self._state, metrics = self._train_step(self._state, teacher and teacher.params, batch)
         self._report(step + 1, batch, on_policy, metrics, began)
 
     def _sample(self, batch: Batch, step: int) -> Batch:
         return sample_batch(
             self._state.params,
-            self._models.student.config,
+            self._student,
             batch,
             max_new_tokens=self._config.max_new_tokens,
             sampling=self._config.sampling_params(),
-            eos_token_ids=self._models.tokenizer.eos_token_ids,
+            eos_token_ids=self._tokenizer.eos_token_ids,
             key=_step_key(self._config.seed, step),
         )
 
@@ -209,11 +219,9 @@ class _Run:
         if self._held_out is None:
             return None
         self._callback.on_stage("evaluating")
-        student = Network(self._state.params, self._models.student.config)
+        student = Network(self._state.params, self._student)
         settings = EvalSettings(self._config.batch_size, self._config.max_new_tokens, self._config.seed)
-        evaluation = evaluate(
-            student, self._models.teacher, self._models.tokenizer, self._held_out, settings, self._eval_buckets
-        )
+        evaluation = evaluate(student, self._teacher, self._tokenizer, self._held_out, settings, self._eval_buckets)
         scores = {name: asdict(interval) for name, interval in evaluation.scores.items()}
         samples = [asdict(sample) for sample in evaluation.samples]
         line = {"kind": "eval", "perplexity": evaluation.perplexity, "scores": scores, "samples": samples}
@@ -222,9 +230,9 @@ class _Run:
         return evaluation
 
     def _log_start(self) -> None:
-        parameters = {"student_parameters": self._models.student.config.num_parameters}
-        if self._models.teacher is not None:
-            parameters["teacher_parameters"] = self._models.teacher.config.num_parameters
+        parameters = {"student_parameters": self._student.num_parameters}
+        if self._teacher is not None:
+            parameters["teacher_parameters"] = self._teacher.config.num_parameters
         self._log.write(0, {"kind": "start", "normalization": self._config.normalization, **parameters})
 
     def _save(self, step: int) -> None:
@@ -237,10 +245,10 @@ class _Run:
 
     def _write_results(self, evaluation: Evaluation | None) -> TrainResult:
         self._callback.on_stage("writing the student")
-        student, source = self._run_dir / "student", self._models.tokenizer_source
+        student, source = self._run_dir / "student", self._tokenizer_source
         provenance = {"run": self._config.to_json(), "steps": self._config.steps}
         try:
-            save_model(student, self._models.student.config, self._state.params, source, provenance)
+            save_model(student, self._student, self._state.params, source, provenance)
             self._callback.on_stage("writing the report")
             report = write_report(self._run_dir)
         except OSError as error:
@@ -250,57 +258,3 @@ class _Run:
 
 def _step_key(seed: int, step: int) -> Array:
     return jax.random.fold_in(jax.random.key(seed), step)
-
-
-def _load_data(config: TrainConfig, models: RunModels) -> tuple[DataSet, DataSet | None]:
-    needs_completion = not (config.method == "gkd" and config.on_policy_fraction == 1.0)
-    limits = Limits(max_prompt_tokens(config, models), config.max_new_tokens, needs_completion)
-    data = load_examples(Path(config.data), models.tokenizer, limits, config.prompt_format)
-    if config.eval_data is None:
-        return data, None
-    held_out = load_examples(
-        Path(config.eval_data),
-        models.tokenizer,
-        Limits(limits.prompt_tokens, limits.completion_tokens),
-        config.prompt_format,
-        config.eval_examples,
-    )
-    return data, held_out
-
-
-def max_prompt_tokens(config: TrainConfig, models: RunModels) -> int:
-    """Longest prompt that leaves room for a completion in both models' contexts.
-
-    Raises:
-      RunError: If no room is left.
-    """
-    contexts = [network.config.max_position_embeddings for network in (models.student, models.teacher) if network]
-    room = min(contexts) - config.max_new_tokens
-    if room < 1:
-        raise RunError(
-            f"max_new_tokens must be below the context of {min(contexts)} tokens, got {config.max_new_tokens}; lower it"
-        )
-    return room if config.max_prompt_tokens is None else min(room, config.max_prompt_tokens)
-
-
-def _eval_buckets(train: Buckets, held_out: DataSet) -> Buckets:
-    """The training shapes, so that little more is compiled, and longer ones where held-out prompts need them."""
-    own = choose_buckets(held_out, 1, 1)
-    longest = max(train.completion[-1], own.completion[-1])
-    return Buckets(tuple(sorted({*train.prompt, max(train.prompt[-1], own.prompt[-1])})), (longest,))
-
-
-def _resolved(config: TrainConfig, models: RunModels, data: DataSet, held_out: DataSet | None) -> dict[str, Any]:
-    teacher = models.teacher
-    return {
-        **config.to_json(),
-        "max_prompt_tokens": max_prompt_tokens(config, models),
-        "data_sha256": data.sha256,
-        "data_examples": len(data.examples),
-        "data_completions_cut": data.num_cut,
-        "eval_data_sha256": None if held_out is None else held_out.sha256,
-        "teacher_fingerprint": None if teacher is None else params_fingerprint(teacher.params),
-        "student_fingerprint": params_fingerprint(models.student.params),
-        "tokenizer_fingerprint": models.tokenizer.fingerprint(),
-        "versions": {"jax": jax.__version__, "numpy": np.__version__},
-    }

@@ -10,28 +10,34 @@ from attar.distill.run_folder import MetricsLog, RunError, open_run, read_metric
 
 
 def test_an_equal_configuration_resumes(tmp_path: Path) -> None:
-    settle_config(tmp_path, {"steps": 3, "layers": (0, 1)}, frozenset())
-    settle_config(tmp_path, {"steps": 3, "layers": (0, 1)}, frozenset())
+    settle_config(tmp_path, {"steps": 3, "layers": (0, 1)}, frozenset(), resuming=False)
+    settle_config(tmp_path, {"steps": 3, "layers": (0, 1)}, frozenset(), resuming=True)
 
 
 def test_another_configuration_is_refused_with_both_values(tmp_path: Path) -> None:
-    settle_config(tmp_path, {"steps": 3, "beta": 0.5, "data": "a"}, frozenset({"data"}))
+    settle_config(tmp_path, {"steps": 3, "beta": 0.5, "data": "a"}, frozenset({"data"}), resuming=False)
     before = (tmp_path / "config.json").read_bytes()
     with pytest.raises(RunError, match=r"config\.json: .*beta was 0\.5, is 0\.1; steps was 3, is 4"):
-        settle_config(tmp_path, {"steps": 4, "beta": 0.1, "data": "b"}, frozenset({"data"}))
+        settle_config(tmp_path, {"steps": 4, "beta": 0.1, "data": "b"}, frozenset({"data"}), resuming=True)
     assert (tmp_path / "config.json").read_bytes() == before
-    settle_config(tmp_path, {"steps": 3, "beta": 0.5, "data": "b"}, frozenset({"data"}))
+    settle_config(tmp_path, {"steps": 3, "beta": 0.5, "data": "b"}, frozenset({"data"}), resuming=True)
+
+
+def test_a_run_that_has_no_state_yet_may_change_its_configuration(tmp_path: Path) -> None:
+    settle_config(tmp_path, {"batch_size": 99}, frozenset(), resuming=False)
+    settle_config(tmp_path, {"batch_size": 9}, frozenset(), resuming=False)
+    settle_config(tmp_path, {"batch_size": 9}, frozenset(), resuming=True)
 
 
 def test_a_damaged_configuration_is_named(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(RunError, match=r"config\.json: cannot be read"):
-        settle_config(tmp_path, {}, frozenset())
+        settle_config(tmp_path, {}, frozenset(), resuming=True)
 
 
 def test_lines_after_the_checkpoint_are_dropped(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
-    with MetricsLog(path, 0) as log:
+    with MetricsLog(path, None) as log:
         for step in range(1, 6):
             log.write(step, {"loss": step / 2})
     path.write_text(path.read_text() + '{"step": 6, "lo')  # killed while writing
@@ -54,7 +60,7 @@ def test_a_damaged_line_is_named(tmp_path: Path) -> None:
 
 def test_a_full_disk_is_one_clear_line(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
-    log = MetricsLog(path, 0)
+    log = MetricsLog(path, None)
     os.dup2(os.open("/dev/full", os.O_WRONLY), log._file.fileno())  # every later write finds no space
     with log, pytest.raises(RunError, match=r"metrics\.jsonl: cannot be written: No space left"):
         log.write(1, {"loss": 1.0})

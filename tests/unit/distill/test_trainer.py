@@ -113,6 +113,21 @@ def test_another_configuration_is_refused_on_resuming(tmp_path: Path, settings: 
     assert (tmp_path / "student" / "model.safetensors").read_bytes() == student
 
 
+def test_a_run_that_failed_before_its_first_checkpoint_begins_anew(tmp_path: Path, settings: dict[str, Any]) -> None:
+    class Stop(Recorder):
+        def on_step(self, report: StepReport) -> None:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(TrainConfig(**settings, seed=1), tmp_path, Stop())
+    train(TrainConfig(**settings), tmp_path)
+    lines = read_metrics(tmp_path / "metrics.jsonl")
+    assert [(line["kind"], line["step"]) for line in lines] == [
+        ("start", 0),
+        *(("train", step) for step in range(1, 5)),
+    ]
+
+
 def test_a_finished_run_only_writes_its_results_again(tmp_path: Path, settings: dict[str, Any]) -> None:
     first = train(TrainConfig(**settings), tmp_path)
     weights = (first.student / "model.safetensors").read_bytes()
