@@ -196,8 +196,8 @@ def _measure(
     norm_offset = 1.0 if config.norm_plus_one else 0.0
     weight_error = largest_weight_error(stream_tensors(checkpoint, config), stored, norm_offset)
     if math.isinf(weight_error):  # another model: there is nothing to compare it with
-        unknown = math.nan
-        return VerifyReport(scheme, 0, 0, weight_error, *[unknown] * 5, limits=limits)
+        nan = math.nan
+        return VerifyReport(scheme, 0, 0, weight_error, nan, nan, nan, nan, nan, limits)
     session = open_session(exported)
     try:
         prompts = prompts or [default_prompt(config, session.context_length)]
