@@ -18,6 +18,7 @@ names that LiteRT-LM knows, there are signatures over smaller ones, with which a
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -319,6 +320,9 @@ def _write_tokenizer(checkpoint: Path, out: Path) -> None:
         tokenizer = load_tokenizer(checkpoint)
         if not has_tokenizer(out.parent):
             save_tokenizer(tokenizer, out.parent)
+            # A tokenizer's own files name one end token; chat models have more, and readers look here for them.
+            end_tokens = json.dumps({"eos_token_id": list(tokenizer.eos_token_ids)})
+            (out.parent / "generation_config.json").write_text(end_tokens + "\n", encoding="utf-8")
         elif _identity(load_tokenizer(out.parent)) != _identity(tokenizer):
             raise ExportError(
                 f"{out.parent}: holds the tokenizer or chat template of another model; choose another folder"

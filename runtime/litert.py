@@ -100,21 +100,23 @@ class LiteRtSession:
 
     def rewind(self, position: int) -> None:
         """Keeps the first `position` tokens; the cache rows behind them are masked until they are overwritten."""
+        self._check_open()
         if not 0 <= position <= self.position:
             raise SessionError(f"position must be between 0 and the {self.position} tokens held, got {position}")
         del self._tokens[position:]
-        if not self._tokens:
+        if not self._tokens and self._workspace.family is not self._families[0]:
             self._workspace = Workspace(self._model, self._families[0])
 
     def memory(self) -> MemoryUsage:
         """Bytes of the file (LiteRT does not tell what it repacked) and of the caches."""
+        self._check_open()
         return MemoryUsage(self._path.stat().st_size, self._workspace.cache_bytes, None)
 
     def close(self) -> None:
         """Releases the model and its caches; the session cannot be used afterwards."""
         with _captured_log():
             self._model = None
-            del self._workspace
+            vars(self).pop("_workspace", None)
 
     def __enter__(self) -> Self:
         return self
@@ -124,9 +126,12 @@ class LiteRtSession:
     ) -> None:
         self.close()
 
-    def _checked(self, tokens: Sequence[int]) -> list[int]:
+    def _check_open(self) -> None:
         if self._model is None:
             raise SessionError(f"{self._path}: the session is closed")
+
+    def _checked(self, tokens: Sequence[int]) -> list[int]:
+        self._check_open()
         ids = [int(token) for token in tokens]
         if not ids:
             raise SessionError("at least one token is needed, got none")

@@ -172,7 +172,9 @@ def test_tokenizers_of_different_models_do_not_share_a_folder(tmp_path: Path) ->
     write_tokenizer(checkpoint, "one template")
     out = tmp_path / "out" / "m.tflite"
     export_tflite(checkpoint, out, "int8", 16, (8,))
-    assert load_tokenizer(out.parent).chat_template == "one template"
+    beside, original = load_tokenizer(out.parent), load_tokenizer(checkpoint)
+    assert beside.chat_template == "one template"
+    assert beside.eos_token_ids == original.eos_token_ids == (1, *config.eos_token_ids)
     export_tflite(checkpoint, out.with_name("again.tflite"), "fp32", 16, (8,))
     write_tokenizer(checkpoint, "another template")
     with pytest.raises(ExportError, match="holds the tokenizer or chat template of another model"):
@@ -181,6 +183,9 @@ def test_tokenizers_of_different_models_do_not_share_a_folder(tmp_path: Path) ->
 
 def write_tokenizer(folder: Path, template: str) -> None:
     vocabulary = {f"t{i}": i for i in range(512)}
-    tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="t0")).save(str(folder / "tokenizer.json"))
+    backend = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, []))
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel()
+    backend.decoder = tokenizers.decoders.ByteLevel()
+    backend.save(str(folder / "tokenizer.json"))
     settings = json.dumps({"eos_token": "t1", "chat_template": template})
     (folder / "tokenizer_config.json").write_text(settings, encoding="utf-8")

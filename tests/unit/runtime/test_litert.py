@@ -125,8 +125,10 @@ def test_memory_counts_file_and_caches(session: Session, model_file: Path) -> No
 def test_a_closed_session_says_so(model_file: Path) -> None:
     session = LiteRtSession.open(model_file)
     session.close()
-    with pytest.raises(SessionError, match="closed"):
-        session.decode(1)
+    session.close()
+    for request in (lambda: session.decode(1), lambda: session.rewind(0), session.memory):
+        with pytest.raises(SessionError, match="closed"):
+            request()
 
 
 def test_opening_is_silent(model_file: Path, capfd: pytest.CaptureFixture[str]) -> None:
