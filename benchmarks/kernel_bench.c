@@ -2,9 +2,9 @@
 //
 //   kernel_bench [threads]
 //
-// Decode: one token times 48 matrices [1536, 1536], more than the caches hold; GB/s of weights read. Prefill: 512 tokens
-// times one such matrix; GOP/s, a multiply and an add counting two. The best of several runs, since other programs can
-// only slow a run down.
+// Decode: one token times 48 matrices [1536, 1536], more than the caches hold; GB/s of weights read. Prefill: 512
+// tokens times one such matrix; GOP/s, a multiply and an add counting two. The best of several runs, since other
+// programs can only slow a run down.
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>

@@ -27,8 +27,8 @@ static cpu_features read_cpu_features(void) {
     if (!__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx)) return features;
     const uint32_t avx512 = bit_AVX512F | bit_AVX512BW | bit_AVX512VL | bit_AVX512DQ;
     features.avx2 = has_first && (ebx & bit_AVX2) && (xcr0 & XCR0_YMM) == XCR0_YMM;
-    features.avx512 = features.avx2 && (ebx & avx512) == avx512 && (ecx & bit_AVX512VNNI) &&
-                      (xcr0 & XCR0_ZMM) == XCR0_ZMM;
+    features.avx512 =
+        features.avx2 && (ebx & avx512) == avx512 && (ecx & bit_AVX512VNNI) && (xcr0 & XCR0_ZMM) == XCR0_ZMM;
     return features;
 }
 #endif

@@ -1,7 +1,11 @@
-// kernels.h: the table of inner loops, one file per instruction set, chosen once at start-up.
+// kernels.h: the table of inner loops, one for each instruction set, chosen once at start-up.
 //
-// kernels_scalar.c is the specification: plain loops, double-checked by tests; the others must match it within the
-// tolerances stated in tests/native. Each file is compiled with its own flags and exports one const table.
+// kernels_scalar.c is the specification: plain loops, double-checked by tests. quantize and matmul give its bits in
+// every table (the integer sums are exact and the float steps the same); the rest match it within the tolerances stated
+// in tests/native. Files are compiled with their own flags; each table is const. On x86:
+//   vec_*.h     element-wise kernels, float products and attention, written once over `vec`; vec_avx2.h or vec_avx512.h
+//               says what a vector is
+//   x86_rows.h, x86_matvec.h, x86_tile.h   integer products: decoding 8 rows, one token, many tokens
 // All pointers are 64-byte aligned unless said otherwise; weights come straight from the mapped file and need not be.
 #ifndef ATTAR_KERNELS_H
 #define ATTAR_KERNELS_H
@@ -30,15 +34,16 @@ typedef struct {
     // y [T, ldy] columns row0..row1-1 = x w^T for those rows of w. x holds T tokens of w->cols values.
     // The result of each (token, row) does not depend on T, on the row range or on the number of threads.
     void (*matmul)(const attar_weight *w, int32_t row0, int32_t row1, attar_act x, int32_t n_tokens, float *y,
-                   int64_t ldy);                 // integer types
+                   int64_t ldy);  // integer types
     void (*matmul_f32)(const attar_weight *w, int32_t row0, int32_t row1, const float *x, int32_t n_tokens, float *y,
-                       int64_t ldy);             // F32, F16, BF16; x [T, cols] float
+                       int64_t ldy);  // F32, F16, BF16; x [T, cols] float
 
     // y = x / sqrt(mean(x^2) + eps) * w over n values (w already holds 1 + weight for Gemma, as GGUF stores it).
     void (*rms_norm)(const float *x, const float *w, float *y, int32_t n, float eps);
 
     // Rotates x [head_dim] by the angles whose cosines and sines are given, [head_dim / 2] each.
-    // half-split pairs (j, j + head_dim/2) if !interleaved, else (2j, 2j + 1) (llama-family GGUF rows are permuted for it).
+    // half-split pairs (j, j + head_dim/2) if !interleaved, else (2j, 2j + 1) (llama-family GGUF rows are permuted for
+    // it).
     void (*rope)(float *x, const float *cosines, const float *sines, int32_t head_dim, bool interleaved);
 
     // Attends `n_heads` query heads that share one KV head over `n_keys` consecutive cache rows, continuing `state`.
@@ -53,14 +58,14 @@ typedef struct {
     void (*gelu_mul)(const float *gate, const float *up, float *y, int32_t n);  // y = gelu_tanh(gate) * up
     void (*add)(float *x, const float *y, int32_t n);                           // x += y
     void (*scale)(float *x, float factor, int32_t n);
-    void (*soft_cap)(float *x, float cap, int32_t n);                           // x = cap * tanh(x / cap)
+    void (*soft_cap)(float *x, float cap, int32_t n);  // x = cap * tanh(x / cap)
 } attar_kernels;
 
 enum { ATTAR_ATTEND_CHUNK = 256 };  // keys whose scores are held at once; scratch is n_heads * this
 
 extern const attar_kernels attar_kernels_scalar;
 extern const attar_kernels attar_kernels_avx2;    // built on x86-64 only
-extern const attar_kernels attar_kernels_avx512;  // built on x86-64 only; uses VNNI where the CPU has it
+extern const attar_kernels attar_kernels_avx512;  // built on x86-64 only; needs F, BW, VL, DQ and VNNI
 
 // The best table this CPU runs. Reads CPUID once; never fails (scalar runs everywhere).
 const attar_kernels *attar_kernels_choose(void);

@@ -1,5 +1,6 @@
 // kernels_avx2.c: activations to integers, and the table for CPUs with AVX2, FMA and F16C.
 #include "vec_avx2.h"
+
 #include "vec_attend.h"
 #include "vec_matmul_f32.h"
 #include "vec_ops.h"
@@ -20,8 +21,8 @@ static void quantize_group(const float *x, int16_t *q, float *d, float *s) {
         const __m256i packed = _mm256_packs_epi32(rounded[2 * i], rounded[2 * i + 1]);
         _mm256_storeu_si256((__m256i *)(q + 16 * i), _mm256_permute4x64_epi64(packed, 0xD8));
     }
-    const __m256i sums = _mm256_add_epi32(_mm256_add_epi32(rounded[0], rounded[1]),
-                                          _mm256_add_epi32(rounded[2], rounded[3]));
+    const __m256i sums =
+        _mm256_add_epi32(_mm256_add_epi32(rounded[0], rounded[1]), _mm256_add_epi32(rounded[2], rounded[3]));
     __m128i sum = _mm_add_epi32(_mm256_castsi256_si128(sums), _mm256_extracti128_si256(sums, 1));
     sum = _mm_add_epi32(sum, _mm_shuffle_epi32(sum, 0x4E));
     sum = _mm_add_epi32(sum, _mm_shuffle_epi32(sum, 0xB1));

@@ -1,8 +1,9 @@
 // kernels_avx2_matmul.c: products of integer weights with 16-bit activations.
 //
-// Lanes are rows: a vector of 8 floats holds the running sums of 8 rows for one token. Group by group, the exact integer
-// sum of 32 (Q6_K: 16) products joins as  sum += (scale * d) * float(isum); sum += offset * s,  each step rounded alone.
-// That order is kernels_scalar.c's, so the bits are too, whatever the path, the row range or the number of tokens.
+// Lanes are rows: a vector of 8 floats holds the running sums of 8 rows for one token. Group by group, the exact
+// integer sum of 32 (Q6_K: 16) products joins as  sum += (scale * d) * float(isum); sum += offset * s,  each step
+// rounded alone. That order is kernels_scalar.c's, so the bits are too, whatever the path, the row range or the number
+// of tokens.
 #include "x86_matvec.h"
 
 enum { TILE_TOKENS = 6 };  // 6 tokens x 16 rows: 12 accumulators of the 16 registers
@@ -97,8 +98,8 @@ ATTAR_INLINE void add_pair(__m256i sum[2], __m256i w0, __m256i w1, const int16_t
 }
 
 // Integer sums of `n` pairs of a tile, w [n][16 rows][2], with a few tokens, `cols` apart in x.
-ATTAR_INLINE void dot_pairs(const int16_t (*w)[TILE_ROWS][2], int32_t n, const int16_t *x, int64_t cols,
-                            int32_t tokens, __m256i isum[TILE_TOKENS][2]) {
+ATTAR_INLINE void dot_pairs(const int16_t (*w)[TILE_ROWS][2], int32_t n, const int16_t *x, int64_t cols, int32_t tokens,
+                            __m256i isum[TILE_TOKENS][2]) {
     for (int32_t t = 0; t < tokens; t++) isum[t][0] = isum[t][1] = _mm256_setzero_si256();
     for (int32_t p = 0; p < n; p++) {
         const __m256i w0 = _mm256_load_si256((const __m256i *)w[p][0]);
@@ -107,21 +108,12 @@ ATTAR_INLINE void dot_pairs(const int16_t (*w)[TILE_ROWS][2], int32_t n, const i
     }
 }
 
-// sum [tokens][16] += offset * s for group g.
-ATTAR_INLINE void add_offsets(const float offset[TILE_ROWS], const float *s, int64_t groups, int32_t tokens,
-                              float sum[TILE_TOKENS][TILE_ROWS]) {
-    for (int32_t t = 0; t < tokens; t++) {
-        const __m256 factor = _mm256_broadcast_ss(s + t * groups);
-        for (int32_t r = 0; r < TILE_ROWS; r += ROWS_8) {
-            const __m256 product = _mm256_mul_ps(_mm256_load_ps(offset + r), factor);
-            _mm256_store_ps(sum[t] + r, _mm256_add_ps(_mm256_load_ps(sum[t] + r), product));
-        }
-    }
-}
-
-// add_product for 8 sums and scales in memory.
-ATTAR_INLINE void add_product_to(float *sum, const float *scale, __m256 d, __m256i isum) {
-    _mm256_store_ps(sum, add_product(_mm256_load_ps(sum), _mm256_load_ps(scale), d, isum));
+// Adds a group's integer sums, and its offset where the format has one, to 8 running sums in memory.
+ATTAR_INLINE void add_group(float *sum, __m256i isum, const float *scale, float d, bool has_offset, const float *offset,
+                            float s) {
+    __m256 v = add_product(_mm256_load_ps(sum), _mm256_load_ps(scale), _mm256_set1_ps(d), isum);
+    if (has_offset) v = _mm256_add_ps(v, _mm256_mul_ps(_mm256_load_ps(offset), _mm256_set1_ps(s)));
+    _mm256_store_ps(sum, v);
 }
 
 // Adds a tile to sum [tokens][16]. x: the tile's first activation group of the first token.
@@ -134,12 +126,13 @@ ATTAR_INLINE void add_tile(const attar_tile *w, int32_t parts, bool offset, toke
             __m256i isum[TILE_TOKENS][2];
             dot_pairs(w->q[g] + i * pairs, pairs, x.q + g * ATTAR_GROUP + 2 * i * pairs, cols, tokens, isum);
             for (int32_t t = 0; t < tokens; t++) {
-                const __m256 d = _mm256_broadcast_ss(x.d + t * groups + g);
-                add_product_to(sum[t], w->scale[g][i], d, isum[t][0]);
-                add_product_to(sum[t] + ROWS_8, w->scale[g][i] + ROWS_8, d, isum[t][1]);
+                const float d = x.d[t * groups + g], s = x.s[t * groups + g];
+                for (int32_t h = 0; h < 2; h++) {
+                    const int32_t r = h * ROWS_8;
+                    add_group(sum[t] + r, isum[t][h], w->scale[g][i] + r, d, offset, w->offset[g] + r, s);
+                }
             }
         }
-        if (offset) add_offsets(w->offset[g], x.s + g, groups, tokens, sum);
     }
 }
 

@@ -1,5 +1,6 @@
 // kernels_avx512.c: the table for CPUs with AVX-512 F, BW, VL, DQ and VNNI.
 #include "vec_avx512.h"
+
 #include "vec_attend.h"
 #include "vec_matmul_f32.h"
 #include "vec_ops.h"

@@ -7,8 +7,8 @@
 enum { TILE_TOKENS = 12, FEW_TOKENS = 4 };
 
 // Integer sums of `n` pairs of a tile, w [n][16 rows][2], with a few tokens, `cols` apart in x; lanes = rows.
-ATTAR_INLINE void dot_pairs(const int16_t (*w)[TILE_ROWS][2], int32_t n, const int16_t *x, int64_t cols,
-                            int32_t tokens, __m512i isum[TILE_TOKENS]) {
+ATTAR_INLINE void dot_pairs(const int16_t (*w)[TILE_ROWS][2], int32_t n, const int16_t *x, int64_t cols, int32_t tokens,
+                            __m512i isum[TILE_TOKENS]) {
     for (int32_t t = 0; t < tokens; t++) isum[t] = _mm512_setzero_si512();
     for (int32_t p = 0; p < n; p++) {
         const __m512i pairs = _mm512_load_si512(w[p]);

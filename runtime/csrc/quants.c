@@ -6,11 +6,11 @@
 
 attar_type_info attar_type_get(uint32_t type) {
     static const attar_type_info table[ATTAR_TYPE_LIMIT] = {
-        [ATTAR_F32] = {"F32", 1, 4, false},       [ATTAR_F16] = {"F16", 1, 2, false},
-        [ATTAR_BF16] = {"BF16", 1, 2, false},     [ATTAR_Q4_0] = {"Q4_0", 32, 18, true},
-        [ATTAR_Q4_1] = {"Q4_1", 32, 20, true},    [ATTAR_Q5_0] = {"Q5_0", 32, 22, true},
-        [ATTAR_Q8_0] = {"Q8_0", 32, 34, true},    [ATTAR_Q4_K] = {"Q4_K", 256, 144, true},
-        [ATTAR_Q5_K] = {"Q5_K", 256, 176, true},  [ATTAR_Q6_K] = {"Q6_K", 256, 210, true},
+        [ATTAR_F32] = {"F32", 1, 4, false},      [ATTAR_F16] = {"F16", 1, 2, false},
+        [ATTAR_BF16] = {"BF16", 1, 2, false},    [ATTAR_Q4_0] = {"Q4_0", 32, 18, true},
+        [ATTAR_Q4_1] = {"Q4_1", 32, 20, true},   [ATTAR_Q5_0] = {"Q5_0", 32, 22, true},
+        [ATTAR_Q8_0] = {"Q8_0", 32, 34, true},   [ATTAR_Q4_K] = {"Q4_K", 256, 144, true},
+        [ATTAR_Q5_K] = {"Q5_K", 256, 176, true}, [ATTAR_Q6_K] = {"Q6_K", 256, 210, true},
     };
     const attar_type_info unknown = {NULL, 0, 0, false};
     return type < ATTAR_TYPE_LIMIT ? table[type] : unknown;
@@ -65,9 +65,7 @@ uint16_t attar_f32_to_f16(float f) {
 // --- blocks ---------------------------------------------------------------------------------------------------
 // Layouts as ggml-common.h defines them; offsets in bytes. f16 values are little endian.
 
-static float load_f16(const uint8_t *p) {
-    return attar_f16_to_f32((uint16_t)(p[0] | p[1] << 8));
-}
+static float load_f16(const uint8_t *p) { return attar_f16_to_f32((uint16_t)(p[0] | p[1] << 8)); }
 
 // Values 0..15 are the low nibbles of qs [16], values 16..31 the high ones; `bias` makes them signed.
 static void unpack_nibbles(const uint8_t *qs, int bias, int8_t *q) {
@@ -134,8 +132,8 @@ static void group_q5_k(const uint8_t *block, int j, attar_group *out) {
     scales_k(block, j, out);
 }
 
-// Q6_K: ql 128 | qh 64 | scales i8 16, one for 16 values | d f16;  w = d scale (q - 32). In each half (128 values, 64 of
-// ql, 32 of qh) group j: nibble j/2 of ql[32 (j%2) + i], above it bits 2j, 2j+1 of qh[i].
+// Q6_K: ql 128 | qh 64 | scales i8 16, one for 16 values | d f16;  w = d scale (q - 32). In each half (128 values, 64
+// of ql, 32 of qh) group j: nibble j/2 of ql[32 (j%2) + i], above it bits 2j, 2j+1 of qh[i].
 static void group_q6_k(const uint8_t *block, int j, attar_group *out) {
     const int half = j / 4, part = j % 4;
     const uint8_t *ql = block + 64 * half + 32 * (part % 2), *qh = block + 128 + 32 * half;
@@ -164,9 +162,7 @@ void attar_decode_group(uint32_t type, const uint8_t *row, uint64_t group, attar
     }
 }
 
-static float load_bf16(const uint8_t *p) {
-    return float_of_bits((uint32_t)p[0] << 16 | (uint32_t)p[1] << 24);
-}
+static float load_bf16(const uint8_t *p) { return float_of_bits((uint32_t)p[0] << 16 | (uint32_t)p[1] << 24); }
 
 void attar_dequantize_row(uint32_t type, const uint8_t *row, float *y, uint64_t cols) {
     if (type == ATTAR_F32) {

@@ -35,7 +35,7 @@ typedef struct {
     const char *name;     // NULL: a type number this runtime does not read
     uint32_t block_cols;  // values in a block; cols must be a multiple
     uint32_t block_bytes;
-    bool integer;         // true: kernels take attar_act; false: kernels take float activations
+    bool integer;  // true: kernels take attar_act; false: kernels take float activations
 } attar_type_info;
 
 // Information on a type number; .name is NULL for any number that is not readable.

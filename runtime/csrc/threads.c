@@ -59,8 +59,8 @@ static void wait_step(int32_t step) {
     }
 }
 
-// The waiter raises `sleepers` and then reads `epoch`; attar_pool_run raises `epoch` and then reads `sleepers`. Both are
-// sequentially consistent, so at least one sees the other and no wake-up is lost.
+// The waiter raises `sleepers` and then reads `epoch`; attar_pool_run raises `epoch` and then reads `sleepers`. Both
+// are sequentially consistent, so at least one sees the other and no wake-up is lost.
 static void sleep_until_epoch(attar_pool *pool, unsigned seen) {
     pthread_mutex_lock(&pool->mutex);
     atomic_fetch_add(&pool->sleepers, 1);
@@ -179,9 +179,7 @@ void attar_pool_free(attar_pool *pool) {
     if (pool != NULL) pool_destroy(pool, pool->n_threads - 1);
 }
 
-int32_t attar_pool_size(const attar_pool *pool) {
-    return pool->n_threads;
-}
+int32_t attar_pool_size(const attar_pool *pool) { return pool->n_threads; }
 
 int32_t attar_usable_cores(void) {
 #if defined(__linux__)

@@ -1,8 +1,8 @@
 // vec_attend.h: attention over an f16 cache with a `vec`. Include after vec_avx2.h or vec_avx512.h.
 //
-// The online softmax of Milakov & Gimelshein, 2018, arXiv:1805.02867, a chunk of keys at a time: scores, running maximum,
-// exponentials, weighted values. Query heads go in blocks of up to 4, so that each key and value row is read and
-// converted once for a block.
+// The online softmax of Milakov & Gimelshein, 2018, arXiv:1805.02867, a chunk of keys at a time: scores, running
+// maximum, exponentials, weighted values. Query heads go in blocks of up to 4, so that each key and value row is read
+// and converted once for a block.
 #ifndef ATTAR_VEC_ATTEND_H
 #define ATTAR_VEC_ATTEND_H
 
@@ -113,8 +113,8 @@ static void softmax_step(float *scores, int32_t n, attar_softmax *state, float *
     state->sum += exp_scores(scores, n, max);
 }
 
-ATTAR_INLINE void attend_chunk(const float *q, cache_rows k, cache_rows v, int32_t n_keys, int32_t heads,
-                               float softcap, attar_softmax *state, float *acc, float *scores) {
+ATTAR_INLINE void attend_chunk(const float *q, cache_rows k, cache_rows v, int32_t n_keys, int32_t heads, float softcap,
+                               attar_softmax *state, float *acc, float *scores) {
     score_chunk(q, k, n_keys, heads, scores);
     for (int32_t h = 0; h < heads; h++) {
         float *row = scores + h * ATTAR_ATTEND_CHUNK;
@@ -135,7 +135,8 @@ static void attend_heads(const float *q, cache_rows k, cache_rows v, int32_t n_k
 }
 
 static void vec_attend(const float *q, const uint16_t *k, const uint16_t *v, int64_t stride, int32_t n_keys,
-                       int32_t n_heads, int32_t head_dim, float softcap, attar_softmax *state, float *acc, float *scores) {
+                       int32_t n_heads, int32_t head_dim, float softcap, attar_softmax *state, float *acc,
+                       float *scores) {
     for (int32_t first = 0; first < n_keys; first += ATTAR_ATTEND_CHUNK) {
         const int32_t n = n_keys - first < ATTAR_ATTEND_CHUNK ? n_keys - first : ATTAR_ATTEND_CHUNK;
         const cache_rows keys = {k + first * stride, stride, head_dim}, values = {v + first * stride, stride, head_dim};

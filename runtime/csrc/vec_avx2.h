@@ -38,9 +38,7 @@ ATTAR_INLINE __m128i load_u16(const void *p, int32_t n) {
     return _mm_loadu_si128((const __m128i *)lanes);
 }
 
-ATTAR_INLINE vec vec_load_f16(const void *p, int32_t n) {
-    return _mm256_cvtph_ps(load_u16(p, n));
-}
+ATTAR_INLINE vec vec_load_f16(const void *p, int32_t n) { return _mm256_cvtph_ps(load_u16(p, n)); }
 
 ATTAR_INLINE vec vec_load_bf16(const void *p, int32_t n) {
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(load_u16(p, n)), 16));
@@ -64,14 +62,12 @@ ATTAR_INLINE vec vec_mul(vec a, vec b) { return _mm256_mul_ps(a, b); }
 ATTAR_INLINE vec vec_div(vec a, vec b) { return _mm256_div_ps(a, b); }
 ATTAR_INLINE vec vec_min(vec a, vec b) { return _mm256_min_ps(a, b); }
 ATTAR_INLINE vec vec_max(vec a, vec b) { return _mm256_max_ps(a, b); }
-ATTAR_INLINE vec vec_fma(vec a, vec b, vec c) { return _mm256_fmadd_ps(a, b, c); }         // a b + c
-ATTAR_INLINE vec vec_fnma(vec a, vec b, vec c) { return _mm256_fnmadd_ps(a, b, c); }       // c - a b
+ATTAR_INLINE vec vec_fma(vec a, vec b, vec c) { return _mm256_fmadd_ps(a, b, c); }          // a b + c
+ATTAR_INLINE vec vec_fnma(vec a, vec b, vec c) { return _mm256_fnmadd_ps(a, b, c); }        // c - a b
 ATTAR_INLINE vec vec_fmaddsub(vec a, vec b, vec c) { return _mm256_fmaddsub_ps(a, b, c); }  // a b -+ c: even -, odd +
-ATTAR_INLINE vec vec_swap_pairs(vec v) { return _mm256_permute_ps(v, 0xB1); }              // (v1, v0, v3, v2, ...)
+ATTAR_INLINE vec vec_swap_pairs(vec v) { return _mm256_permute_ps(v, 0xB1); }               // (v1, v0, v3, v2, ...)
 
-ATTAR_INLINE vec vec_round(vec v) {
-    return _mm256_round_ps(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-}
+ATTAR_INLINE vec vec_round(vec v) { return _mm256_round_ps(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 
 // v 2^n for whole n, where both v and the result are normal.
 ATTAR_INLINE vec vec_scale2(vec v, vec n) {

@@ -11,9 +11,7 @@
 enum { LANES = 16 };
 typedef __m512 vec;
 
-ATTAR_INLINE __mmask16 lane_mask(int32_t n) {
-    return (__mmask16)((1u << n) - 1u);
-}
+ATTAR_INLINE __mmask16 lane_mask(int32_t n) { return (__mmask16)((1u << n) - 1u); }
 
 ATTAR_INLINE vec vec_load(const float *p, int32_t n) {
     return n >= LANES ? _mm512_loadu_ps(p) : _mm512_maskz_loadu_ps(lane_mask(n), p);
@@ -34,9 +32,7 @@ ATTAR_INLINE __m256i load_u16(const void *p, int32_t n) {
     return _mm256_loadu_si256((const __m256i *)lanes);
 }
 
-ATTAR_INLINE vec vec_load_f16(const void *p, int32_t n) {
-    return _mm512_cvtph_ps(load_u16(p, n));
-}
+ATTAR_INLINE vec vec_load_f16(const void *p, int32_t n) { return _mm512_cvtph_ps(load_u16(p, n)); }
 
 ATTAR_INLINE vec vec_load_bf16(const void *p, int32_t n) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(load_u16(p, n)), 16));
@@ -65,9 +61,7 @@ ATTAR_INLINE vec vec_fnma(vec a, vec b, vec c) { return _mm512_fnmadd_ps(a, b, c
 ATTAR_INLINE vec vec_fmaddsub(vec a, vec b, vec c) { return _mm512_fmaddsub_ps(a, b, c); }
 ATTAR_INLINE vec vec_swap_pairs(vec v) { return _mm512_permute_ps(v, 0xB1); }
 
-ATTAR_INLINE vec vec_round(vec v) {
-    return _mm512_roundscale_ps(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-}
+ATTAR_INLINE vec vec_round(vec v) { return _mm512_roundscale_ps(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 
 ATTAR_INLINE vec vec_scale2(vec v, vec n) {
     const __m512i exponent = _mm512_slli_epi32(_mm512_cvtps_epi32(n), 23);
@@ -78,9 +72,7 @@ ATTAR_INLINE vec vec_keep_from(vec v, vec x, vec least) {
     return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, least, _CMP_GE_OQ), v);
 }
 
-ATTAR_INLINE vec vec_keep_first(vec v, int32_t n) {
-    return n >= LANES ? v : _mm512_maskz_mov_ps(lane_mask(n), v);
-}
+ATTAR_INLINE vec vec_keep_first(vec v, int32_t n) { return n >= LANES ? v : _mm512_maskz_mov_ps(lane_mask(n), v); }
 
 ATTAR_INLINE vec vec_abs(vec v) {
     return _mm512_castsi512_ps(_mm512_and_si512(_mm512_castps_si512(v), _mm512_set1_epi32(0x7FFFFFFF)));
@@ -96,12 +88,8 @@ ATTAR_INLINE vec vec_load_twice(const float *p, int32_t n) {
     return _mm512_permutexvar_ps(_mm512_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7), v);
 }
 
-ATTAR_INLINE float vec_sum(vec v) {
-    return _mm512_reduce_add_ps(v);
-}
+ATTAR_INLINE float vec_sum(vec v) { return _mm512_reduce_add_ps(v); }
 
-ATTAR_INLINE float vec_largest(vec v) {
-    return _mm512_reduce_max_ps(v);
-}
+ATTAR_INLINE float vec_largest(vec v) { return _mm512_reduce_max_ps(v); }
 
 #endif

@@ -1,7 +1,7 @@
 // vec_matmul_f32.h: products with float weights over a `vec`. Include after vec_avx2.h or vec_avx512.h.
 //
-// Each (token, row) has one accumulator, lane i taking columns i, i + LANES, ..., whatever the block shape, so its result
-// does not depend on the other tokens and rows. Blocks of 8 and more accumulators hide the latency of the FMA.
+// Each (token, row) has one accumulator, lane i taking columns i, i + LANES, ..., whatever the block shape, so its
+// result does not depend on the other tokens and rows. Blocks of 8 and more accumulators hide the latency of the FMA.
 #ifndef ATTAR_VEC_MATMUL_F32_H
 #define ATTAR_VEC_MATMUL_F32_H
 
@@ -65,8 +65,8 @@ ATTAR_INLINE void matmul_type(uint32_t type, const attar_weight *w, int32_t row0
     for (; row < row1; row++) multiply_rows(type, w, row, 1, x, n_tokens, y, ldy);
 }
 
-static void vec_matmul_f32(const attar_weight *w, int32_t row0, int32_t row1, const float *x, int32_t n_tokens, float *y,
-                           int64_t ldy) {
+static void vec_matmul_f32(const attar_weight *w, int32_t row0, int32_t row1, const float *x, int32_t n_tokens,
+                           float *y, int64_t ldy) {
     switch (w->type) {
         case ATTAR_F32: matmul_type(ATTAR_F32, w, row0, row1, x, n_tokens, y, ldy); break;
         case ATTAR_F16: matmul_type(ATTAR_F16, w, row0, row1, x, n_tokens, y, ldy); break;

@@ -1,8 +1,8 @@
 // x86_matvec.h: integer weights times one token, a loop bound by memory, for the AVX2 and the AVX-512 file (which
 // defines ATTAR_VNNI first).
 //
-// Rows are read in place, 8 at a time. Each row's 8 partial integer sums of a group are added across lanes by a tree that
-// ends with lanes = rows, and then join the running sums of the 8 rows.
+// Rows are read in place, 8 at a time. Each row's 8 partial integer sums of a group are added across lanes by a tree
+// that ends with lanes = rows, and then join the running sums of the 8 rows.
 #ifndef ATTAR_X86_MATVEC_H
 #define ATTAR_X86_MATVEC_H
 

@@ -17,9 +17,7 @@ ATTAR_INLINE int32_t groups_of(uint32_t type) {
     return type == ATTAR_Q4_K || type == ATTAR_Q5_K || type == ATTAR_Q6_K ? K_GROUPS : 1;
 }
 
-ATTAR_INLINE bool has_offset(uint32_t type) {
-    return type == ATTAR_Q4_1 || type == ATTAR_Q4_K || type == ATTAR_Q5_K;
-}
+ATTAR_INLINE bool has_offset(uint32_t type) { return type == ATTAR_Q4_1 || type == ATTAR_Q4_K || type == ATTAR_Q5_K; }
 
 ATTAR_INLINE int32_t scales_of(uint32_t type) {
     return type == ATTAR_Q6_K ? 2 : 1;  // scales in a group
@@ -42,13 +40,9 @@ typedef struct {
     __m256i low, high;  // values 0..15, 16..31
 } words;
 
-ATTAR_INLINE __m256i widen_u8(const uint8_t *p) {
-    return _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i *)p));
-}
+ATTAR_INLINE __m256i widen_u8(const uint8_t *p) { return _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i *)p)); }
 
-ATTAR_INLINE __m256i widen_i8(const uint8_t *p) {
-    return _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)p));
-}
+ATTAR_INLINE __m256i widen_i8(const uint8_t *p) { return _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)p)); }
 
 // Bits shift .. shift+3 of each byte.
 ATTAR_INLINE __m256i nibble(__m256i v, int32_t shift) {
@@ -62,7 +56,8 @@ ATTAR_INLINE words words_nibbles(const uint8_t *qs) {
 
 // Bit i of the mask, moved to bit 4 of word i; 16 values.
 ATTAR_INLINE __m256i fifth_bits(uint32_t mask) {
-    const __m256i bits = _mm256_setr_epi16(1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, -32768);
+    const __m256i bits =
+        _mm256_setr_epi16(1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, -32768);
     const __m256i v = _mm256_and_si256(_mm256_set1_epi16((int16_t)mask), bits);
     return _mm256_and_si256(_mm256_cmpeq_epi16(v, bits), _mm256_set1_epi16(16));
 }
@@ -138,6 +133,23 @@ ATTAR_INLINE __m256 gather_f16(const rows_8 *rows, int32_t at) {
     return _mm256_cvtph_ps(h);
 }
 
+ATTAR_INLINE __m128i load_i32(const uint8_t *p) {
+    int32_t v;
+    memcpy(&v, p, sizeof v);
+    return _mm_cvtsi32_si128(v);
+}
+
+// The two f16 at the start of each row.
+ATTAR_INLINE void gather_two_f16(const rows_8 *rows, __m256 *first, __m256 *second) {
+    __m128i pairs[ROWS_8 / 2];  // words (a, b of row 2i; a, b of row 2i+1) as (a, a, b, b)
+    for (int i = 0; i < ROWS_8 / 2; i++) {
+        pairs[i] = _mm_unpacklo_epi16(load_i32(rows->row[2 * i]), load_i32(rows->row[2 * i + 1]));
+    }
+    const __m128i low = _mm_unpacklo_epi32(pairs[0], pairs[1]), high = _mm_unpacklo_epi32(pairs[2], pairs[3]);
+    *first = _mm256_cvtph_ps(_mm_unpacklo_epi64(low, high));
+    *second = _mm256_cvtph_ps(_mm_unpackhi_epi64(low, high));
+}
+
 // The scales and offsets of one block of 8 rows, lanes = rows.
 typedef struct {
     __m256 scale[2 * K_GROUPS], offset[K_GROUPS];
@@ -183,7 +195,8 @@ ATTAR_INLINE void load_scales_k(const rows_8 *rows, block_scales *out) {
     }
     transpose_8x8(scales);
     transpose_8x8(minima);
-    const __m256 d = gather_f16(rows, 0), dmin = gather_f16(rows, 2);
+    __m256 d, dmin;
+    gather_two_f16(rows, &d, &dmin);
     for (int j = 0; j < K_GROUPS; j++) {
         out->scale[j] = _mm256_mul_ps(d, _mm256_cvtepi32_ps(scales[j]));
         out->offset[j] = _mm256_xor_ps(_mm256_mul_ps(dmin, _mm256_cvtepi32_ps(minima[j])), _mm256_set1_ps(-0.0f));
@@ -207,9 +220,10 @@ ATTAR_INLINE void load_scales(uint32_t type, const rows_8 *rows, block_scales *o
         load_scales_q6_k(rows, out);
     } else if (groups_of(type) == K_GROUPS) {
         load_scales_k(rows, out);
+    } else if (has_offset(type)) {
+        gather_two_f16(rows, &out->scale[0], &out->offset[0]);
     } else {
         out->scale[0] = gather_f16(rows, 0);
-        if (has_offset(type)) out->offset[0] = gather_f16(rows, 2);
     }
 }
 

@@ -1,6 +1,6 @@
-// x86_tile.h: integer weights times many tokens, a loop bound by arithmetic. A tile of 16 rows is decoded once to 16-bit
-// integers, with the rows interleaved so that lanes are rows, and multiplied with all tokens. The AVX2 file decodes; it
-// and the AVX-512 file each bring the multiplication.
+// x86_tile.h: integer weights times many tokens, a loop bound by arithmetic. A tile of 16 rows is decoded once to
+// 16-bit integers, with the rows interleaved so that lanes are rows, and multiplied with all tokens. The AVX2 file
+// decodes; it and the AVX-512 file each bring the multiplication.
 #ifndef ATTAR_X86_TILE_H
 #define ATTAR_X86_TILE_H
 
@@ -16,8 +16,8 @@ typedef struct {
     _Alignas(64) int16_t q[TILE_GROUPS][ATTAR_GROUP / 2][TILE_ROWS][2];
     _Alignas(64) float scale[TILE_GROUPS][2][TILE_ROWS];
     _Alignas(64) float offset[TILE_GROUPS][TILE_ROWS];
-    int32_t n;       // groups in use
-    int32_t parts;   // scales in a group: 2 for Q6_K, else 1
+    int32_t n;      // groups in use
+    int32_t parts;  // scales in a group: 2 for Q6_K, else 1
     bool has_offset;
 } attar_tile;
 

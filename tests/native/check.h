@@ -14,13 +14,13 @@ typedef struct {
     char subject[160];
 } check;
 
-#define EXPECT(c, condition, ...)                                                     \
-    do {                                                                              \
-        if (!(condition) && (c)->failures++ < 20) {                                   \
-            fprintf(stderr, "%s: expected %s: ", (c)->subject, #condition);           \
-            fprintf(stderr, __VA_ARGS__);                                             \
-            fputc('\n', stderr);                                                      \
-        }                                                                             \
+#define EXPECT(c, condition, ...)                                           \
+    do {                                                                    \
+        if (!(condition) && (c)->failures++ < 20) {                         \
+            fprintf(stderr, "%s: expected %s: ", (c)->subject, #condition); \
+            fprintf(stderr, __VA_ARGS__);                                   \
+            fputc('\n', stderr);                                            \
+        }                                                                   \
     } while (0)
 
 #define SUBJECT(c, ...) snprintf((c)->subject, sizeof(c)->subject, __VA_ARGS__)
@@ -36,9 +36,7 @@ static inline void *new_items(size_t count, size_t item_bytes) {
     return items;
 }
 
-static inline float *new_floats(size_t count) {
-    return new_items(count, sizeof(float));
-}
+static inline float *new_floats(size_t count) { return new_items(count, sizeof(float)); }
 
 // xorshift64* (Vigna, 2016, arXiv:1402.6246): the same tests everywhere.
 static inline uint64_t next_random(uint64_t *state) {

@@ -10,9 +10,7 @@ static int32_t tables_under_test(const attar_kernels *out[4]) {
     return 1;
 }
 #else
-static int32_t tables_under_test(const attar_kernels *out[4]) {
-    return attar_kernels_available(out);
-}
+static int32_t tables_under_test(const attar_kernels *out[4]) { return attar_kernels_available(out); }
 #endif
 
 int main(void) {

@@ -4,8 +4,8 @@
 
 #include "kernels_test.h"
 
-// Integer products: a running float sum of G terms, each rounded three times, is within 4 G units of rounding of the sum
-// of the terms' sizes. Between tables there is no tolerance: they must agree bit for bit.
+// Integer products: a running float sum of G terms, each rounded three times, is within 4 G units of rounding of the
+// sum of the terms' sizes. Between tables there is no tolerance: they must agree bit for bit.
 static const double INTEGER_ROUNDING = 4.0 * 0x1p-24;
 // Float products of n terms: the usual bound n u on a sum, for any order of summation, with a factor 2 for the product.
 static const double FLOAT_ROUNDING = 2.0 * 0x1p-24;
@@ -19,9 +19,9 @@ static const uint32_t FLOAT_TYPES[] = {ATTAR_F32, ATTAR_F16, ATTAR_BF16};
 
 typedef struct {
     attar_weight w;
-    uint8_t *bytes;   // [rows, row_bytes]
+    uint8_t *bytes;  // [rows, row_bytes]
     int32_t tokens;
-    float *x;         // [tokens, cols]
+    float *x;  // [tokens, cols]
     attar_act act;
 } problem;
 
@@ -189,7 +189,8 @@ void test_matmul(check *c, const attar_kernels *kernels) {
 }
 
 void test_matmul_f32(check *c, const attar_kernels *kernels) {
-    static const int32_t rows[] = {1, 3, 4, 8, 13, 21}, cols[] = {1, 5, 8, 15, 16, 33, 100, 576}, tokens[] = {1, 2, 3, 4, 7};
+    static const int32_t rows[] = {1, 3, 4, 8, 13, 21}, cols[] = {1, 5, 8, 15, 16, 33, 100, 576},
+                         tokens[] = {1, 2, 3, 4, 7};
     uint64_t random = 2;
     for (size_t t = 0; t < COUNT(FLOAT_TYPES); t++) {
         for (size_t k = 0; k < COUNT(cols); k++) {

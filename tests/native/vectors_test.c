@@ -6,12 +6,12 @@
 
 enum { LONGEST = 70 };  // every length to here: whole vectors of 4, 8, 16 and all remainders
 
-static const double ROUNDING = 4 * 0x1p-23;            // a few roundings of one value
-static const double EXP_ROUNDING = 8 * 0x1p-23;        // e^x and a division
-static const double TANH_ERROR = 4 * 0x1p-23;          // absolute, of tanh alone
-static const double ATTEND_ROUNDING = 64 * 0x1p-23;    // of the largest value: scores are sums of head_dim products
+static const double ROUNDING = 4 * 0x1p-23;          // a few roundings of one value
+static const double EXP_ROUNDING = 8 * 0x1p-23;      // e^x and a division
+static const double TANH_ERROR = 4 * 0x1p-23;        // absolute, of tanh alone
+static const double ATTEND_ROUNDING = 64 * 0x1p-23;  // of the largest value: scores are sums of head_dim products
 
-#define EXPECT_NEAR(c, got, wanted, tolerance)                                                             \
+#define EXPECT_NEAR(c, got, wanted, tolerance)                                                                   \
     EXPECT(c, fabs((double)(got) - (wanted)) <= (tolerance), "got %.9g, wanted %.9g within %.2g", (double)(got), \
            (double)(wanted), (double)(tolerance))
 
@@ -33,9 +33,7 @@ static void vectors_free(vectors v) {
     free(v.out);
 }
 
-static double sigmoid(double x) {
-    return 1 / (1 + exp(-x));
-}
+static double sigmoid(double x) { return 1 / (1 + exp(-x)); }
 
 static void check_gates(check *c, const attar_kernels *kernels, vectors v, int32_t n) {
     SUBJECT(c, "%s silu_mul, n %d", kernels->name, n);
@@ -128,7 +126,8 @@ void test_half_floats(check *c, const attar_kernels *kernels) {
     float *x = new_floats(N);
     uint16_t *y = new_items(N, sizeof *y);
     for (int trial = 0; trial < 20; trial++) {
-        for (int32_t i = 0; i < N; i++) x[i] = ldexpf(random_float(&random, -1, 1), (int)(next_random(&random) % 46) - 28);
+        for (int32_t i = 0; i < N; i++)
+            x[i] = ldexpf(random_float(&random, -1, 1), (int)(next_random(&random) % 46) - 28);
         for (int32_t i = 0; i < 64; i++) x[i] = attar_f16_to_f32((uint16_t)next_random(&random));
         x[0] = INFINITY, x[1] = -INFINITY, x[2] = 65520.0f, x[3] = 65519.996f, x[4] = -0.0f, x[5] = 0x1p-25f;
         kernels->f32_to_f16(x, y, N);
