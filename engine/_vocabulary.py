@@ -112,7 +112,9 @@ def vocabulary_from_gguf(metadata: Mapping[str, Any]) -> Vocabulary:
     if model not in ("gpt2", "llama"):
         raise TokenizerError(f"tokenizer.ggml.model must be 'gpt2' or 'llama', got {model!r}")
     tokens = _strings(metadata, "tokenizer.ggml.tokens")
-    types = [int(t) for t in _array(metadata, "tokenizer.ggml.token_type", default=[TokenType.NORMAL] * len(tokens))]
+    types = [
+        int(t) for t in _array(metadata, "tokenizer.ggml.token_type", default=[int(TokenType.NORMAL)] * len(tokens))
+    ]
     if model == "llama":
         # llama.cpp's converter spells the spaces of user-defined pieces plainly.
         plain = int(TokenType.USER_DEFINED)

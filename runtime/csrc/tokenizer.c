@@ -21,15 +21,17 @@ attar_status attar_tokenizer_from_gguf(const gguf_file *file, attar_tokenizer **
     if (status == ATTAR_OK)
         status = t->byte_level ? tokenizer_read_merges(t, file, error) : tokenizer_read_scores(t, file, error);
     if (status == ATTAR_OK) status = tokenizer_build_specials(t, error);
-    if (status == ATTAR_OK) *out = t;
-    else attar_tokenizer_free(t);
+    if (status == ATTAR_OK)
+        *out = t;
+    else
+        attar_tokenizer_free(t);
     return status;
 }
 
 void attar_tokenizer_free(attar_tokenizer *t) {
     if (!t) return;
-    void *const owned[] = {t->text,   t->offsets,     t->types, t->ends,    t->piece_slots, t->specials, t->special_text,
-                           t->merges, t->merge_slots, t->ranks, t->n_chars, t};
+    void *const owned[] = {t->text,         t->offsets, t->types,       t->ends,  t->piece_slots, t->specials,
+                           t->special_text, t->merges,  t->merge_slots, t->ranks, t->n_chars,     t};
     for (size_t i = 0; i < sizeof owned / sizeof owned[0]; i++) free(owned[i]);
 }
 

@@ -163,8 +163,10 @@ attar_status tokenizer_merge(const attar_tokenizer *t, const char *text, size_t 
         add_symbol(s, whole, 0, length, true);
         return ATTAR_OK;
     }
-    if (t->byte_level) split_bytes(t, text, length, s);
-    else split_chars(t, text, length, s);
+    if (t->byte_level)
+        split_bytes(t, text, length, s);
+    else
+        split_chars(t, text, length, s);
     merge_all(t, text, s);
     return ATTAR_OK;
 }

@@ -4,7 +4,8 @@
 
 #include "tokenizer_vocab.h"
 
-// One unit of text, linked to its neighbours by index (-1 at the ends). Merging grows the left of two and drops the right.
+// One unit of text, linked to its neighbours by index (-1 at the ends). Merging grows the left of two and drops the
+// right.
 typedef struct {
     int32_t id, prev, next;
     uint32_t start, size;  // bytes of the text; size 0: dropped
@@ -19,8 +20,8 @@ typedef struct {
 
 // Working memory, grown to the longest stretch and used again for the next. Start from zeros; free the two pointers.
 typedef struct {
-    merge_symbol *symbols;   // [n_symbols]
-    merge_candidate *heap;   // [n_candidates], a binary heap
+    merge_symbol *symbols;  // [n_symbols]
+    merge_candidate *heap;  // [n_candidates], a binary heap
     size_t n_symbols, n_candidates, capacity;
 } merge_scratch;
 

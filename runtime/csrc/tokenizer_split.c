@@ -10,7 +10,7 @@ bool attar_split_rule(const char *name, size_t length, split_rule *out) {
         const char *name;
         split_rule rule;
     } rules[] = {
-        {"gpt-2", SPLIT_GPT2},   {"default", SPLIT_GPT2}, {"smollm", SPLIT_SMOLLM},
+        {"gpt-2", SPLIT_GPT2},       {"default", SPLIT_GPT2}, {"smollm", SPLIT_SMOLLM},
         {"llama-bpe", SPLIT_LLAMA3}, {"qwen2", SPLIT_QWEN2},
     };
     for (size_t i = 0; i < sizeof rules / sizeof rules[0]; i++) {

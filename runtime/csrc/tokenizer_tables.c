@@ -70,8 +70,9 @@ attar_status tokenizer_build_pieces(attar_tokenizer *t, attar_error *error) {
         if (!is_mergeable(t, id)) continue;
         uint32_t slot = piece_slot(t, piece_text(t, id), piece_bytes(t, id));
         if (t->piece_slots[slot] >= 0)
-            return attar_fail(error, ATTAR_ERROR_MODEL, "tokenizer.ggml.tokens must differ, tokens %d and %d are the same",
-                              t->piece_slots[slot], id);
+            return attar_fail(error, ATTAR_ERROR_MODEL,
+                              "tokenizer.ggml.tokens must differ, tokens %d and %d are the same", t->piece_slots[slot],
+                              id);
         t->piece_slots[slot] = id;
         if (piece_bytes(t, id) > t->max_piece_bytes) t->max_piece_bytes = piece_bytes(t, id);
     }
@@ -82,9 +83,9 @@ attar_status tokenizer_build_pieces(attar_tokenizer *t, attar_error *error) {
     int32_t n_bytes = 0;
     for (int32_t byte = 0; byte < 256; byte++) n_bytes += t->byte_ids[byte] >= 0;
     if (n_bytes < 256 && t->unknown < 0)
-        return attar_fail(error, ATTAR_ERROR_MODEL,
-                          "a SentencePiece vocabulary needs all 256 byte tokens or an unknown_token_id, got %d byte tokens",
-                          n_bytes);
+        return attar_fail(
+            error, ATTAR_ERROR_MODEL,
+            "a SentencePiece vocabulary needs all 256 byte tokens or an unknown_token_id, got %d byte tokens", n_bytes);
     return ATTAR_OK;
 }
 
@@ -199,7 +200,8 @@ static int compare_specials(const void *a, const void *b) {
     const special_token *x = a, *y = b;
     int order = memcmp(x->text, y->text, x->length < y->length ? x->length : y->length);
     if (order) return order;
-    return x->length != y->length ? (x->length > y->length) - (x->length < y->length) : (x->id > y->id) - (x->id < y->id);
+    return x->length != y->length ? (x->length > y->length) - (x->length < y->length)
+                                  : (x->id > y->id) - (x->id < y->id);
 }
 
 static bool is_special(const attar_tokenizer *t, int32_t id) {
@@ -248,13 +250,16 @@ attar_status tokenizer_build_specials(attar_tokenizer *t, attar_error *error) {
 
 // First index in [low, high) whose character at `depth` is at least `c` (or above it, if `above`). All entries there
 // agree before `depth`, so those that end at it come first.
-static uint32_t bound(const attar_tokenizer *t, uint32_t low, uint32_t high, uint32_t depth, unsigned char c, bool above) {
+static uint32_t bound(const attar_tokenizer *t, uint32_t low, uint32_t high, uint32_t depth, unsigned char c,
+                      bool above) {
     while (low < high) {
         uint32_t middle = low + (high - low) / 2;
         const special_token *s = &t->specials[middle];
         int32_t at = s->length > depth ? (unsigned char)s->text[depth] : -1;
-        if (at < c || (above && at == c)) low = middle + 1;
-        else high = middle;
+        if (at < c || (above && at == c))
+            low = middle + 1;
+        else
+            high = middle;
     }
     return low;
 }

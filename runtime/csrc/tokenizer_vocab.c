@@ -106,8 +106,8 @@ static attar_status read_types(attar_tokenizer *t, const gguf_file *file, attar_
         uint32_t type = TOKEN_NORMAL;
         if (kv) memcpy(&type, kv->value + 4 * (size_t)id, 4);
         if (type < TOKEN_NORMAL || type > TOKEN_BYTE)
-            return attar_fail(error, ATTAR_ERROR_MODEL, "tokenizer.ggml.token_type of token %d must be 1 to 6, got %u", id,
-                              type);
+            return attar_fail(error, ATTAR_ERROR_MODEL, "tokenizer.ggml.token_type of token %d must be 1 to 6, got %u",
+                              id, type);
         t->types[id] = (uint8_t)type;
     }
     return ATTAR_OK;
@@ -157,7 +157,8 @@ static attar_status read_id(const attar_tokenizer *t, const gguf_file *file, con
     if (kv && !gguf_get_i64(kv, &value)) return attar_fail(error, ATTAR_ERROR_MODEL, "%s must be an integer", key);
     if (value == -1 || value == UINT32_MAX) return ATTAR_OK;
     if (value < 0 || value >= t->n_vocab)
-        return attar_fail(error, ATTAR_ERROR_MODEL, "%s must be a token id below %d, got %" PRId64, key, t->n_vocab, value);
+        return attar_fail(error, ATTAR_ERROR_MODEL, "%s must be a token id below %d, got %" PRId64, key, t->n_vocab,
+                          value);
     *out = (int32_t)value;
     return ATTAR_OK;
 }

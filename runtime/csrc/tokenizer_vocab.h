@@ -63,9 +63,9 @@ struct attar_tokenizer {
 
     // SentencePiece BPE
     bool add_space_prefix;
-    bool tie_by_id;      // see tokenizer_merge.c
-    uint32_t *ranks;     // [n_vocab] by score, 0 best
-    uint16_t *n_chars;   // [n_vocab] characters of each piece
+    bool tie_by_id;     // see tokenizer_merge.c
+    uint32_t *ranks;    // [n_vocab] by score, 0 best
+    uint16_t *n_chars;  // [n_vocab] characters of each piece
 };
 
 static inline const char *piece_text(const attar_tokenizer *t, int32_t id) { return t->text + t->offsets[id]; }

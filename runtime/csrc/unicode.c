@@ -28,8 +28,10 @@ static bool in_runs(uint32_t code, const uint32_t (*runs)[2], size_t n) {
     size_t low = 0, high = n;
     while (low < high) {
         size_t middle = (low + high) / 2;
-        if (code > runs[middle][1]) low = middle + 1;
-        else high = middle;
+        if (code > runs[middle][1])
+            low = middle + 1;
+        else
+            high = middle;
     }
     return low < n && code >= runs[low][0];
 }
