@@ -1,6 +1,7 @@
 #include "model.h"
 
 #include <inttypes.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -90,6 +91,17 @@ static attar_status bind_layer(binder *b, attar_layer *layer) {
     return status;
 }
 
+static attar_status bind_rope_freqs(binder *b) {
+    attar_model *m = b->model;
+    attar_status status = bind_vector(b, "rope_freqs.weight", m->head_dim / 2, true, &m->rope_freqs);
+    for (int32_t j = 0; status == ATTAR_OK && m->rope_freqs && j < m->head_dim / 2; j++) {
+        if (!isfinite(m->rope_freqs[j]) || m->rope_freqs[j] <= 0.0F)
+            return attar_fail(b->error, ATTAR_ERROR_MODEL, "%s: tensor rope_freqs.weight must hold positive numbers, got %g",
+                              b->path, (double)m->rope_freqs[j]);
+    }
+    return status;
+}
+
 static attar_status bind_vocabulary(binder *b) {
     attar_model *m = b->model;
     const gguf_tensor *embed;
@@ -103,7 +115,7 @@ static attar_status bind_vocabulary(binder *b) {
     m->head = m->embed;  // tied, unless the file says otherwise
     if (status == ATTAR_OK) status = bind_matrix(b, "output.weight", m->n_vocab, m->n_embd, true, &m->head);
     if (status == ATTAR_OK) status = bind_vector(b, "output_norm.weight", m->n_embd, false, &m->output_norm);
-    if (status == ATTAR_OK) status = bind_vector(b, "rope_freqs.weight", m->head_dim / 2, true, &m->rope_freqs);
+    if (status == ATTAR_OK) status = bind_rope_freqs(b);
     return status;
 }
 

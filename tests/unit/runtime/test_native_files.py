@@ -199,6 +199,11 @@ WRONG_MODELS = {
         r"lacks general\.architecture",
     ),
     "bad frequency factors": ({"rope_freqs": (1.0,) * 7}, {}, r"rope_freqs\.weight must be \[1, 8\] .*, got \[1, 7\]"),
+    "a frequency factor of zero": (
+        {"rope_freqs": (1.0,) * 7 + (0.0,)},
+        {},
+        r"rope_freqs\.weight must hold positive numbers, got 0",
+    ),
     "half a network's flags": (
         {"architecture": "gemma3", "window": 4, "keys": {"attention.sliding_window_pattern": [True, False]}},
         {},
