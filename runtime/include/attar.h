@@ -41,7 +41,7 @@ typedef struct attar_session attar_session;
 
 // Hyperparameters of an opened model, copied out for callers. Lengths in tokens.
 typedef struct {
-    char architecture[32];  // "llama", "gemma2", "gemma3"
+    char architecture[32];  // "llama", "qwen2", "qwen3", "gemma", "gemma2", "gemma3"
     int32_t n_vocab, n_embd, n_ff, n_layers, n_heads, n_kv_heads, head_dim;
     int32_t n_ctx_train, sliding_window, n_local_layers;
     uint64_t file_bytes, weight_bytes, n_parameters;
@@ -49,7 +49,7 @@ typedef struct {
 } attar_model_info;
 
 typedef struct {
-    int32_t n_ctx;           // most tokens held; 0 takes min(n_ctx_train, 4096)
+    int32_t n_ctx;           // most tokens held, at most n_ctx_train; 0 takes min(n_ctx_train, 4096)
     int32_t n_threads;       // 0 takes the usable cores
     int32_t n_batch;         // most prompt tokens run at once; 0 takes 256
     uint64_t memory_budget;  // bytes for weights + cache + scratch; 0 is unlimited
