@@ -19,13 +19,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import numpy as np
-
 from attar.engine.checkpoint import load_config, load_params, params_from_tensors
 from attar.engine.config import ModelConfig
 from attar.export.errors import ExportError
 from attar.export.verify_compare import Float32, VerifiedSession, compare_logits, largest_weight_error, mean_nll
 from attar.export.verify_limits import Limits, limits_for
+from attar.export.verify_prompts import random_prompt, text_prompt
 from attar.quantize.ptq import stream_tensors
 
 
@@ -170,17 +169,11 @@ def write_report(exported: Path, report: VerifyReport) -> None:
         raise ExportError(f"{path}: cannot be written: {error}; free space or choose another folder") from None
 
 
-def default_prompt(config: ModelConfig, context_length: int) -> list[int]:
-    """Token ids longer than the attention window where the context allows: pseudo-random, the same every time.
-
-    Text would say more about quality, but any id may occur in use, and a wrong row of the token table shows only if
-    it is looked up.
-    """
-    length = min(context_length, max(256, (config.sliding_window or 0) + 128))
-    ids = np.random.default_rng(0).integers(0, config.vocab_size, length)
-    if config.bos_token_id is not None:
-        ids[0] = config.bos_token_id
-    return [int(i) for i in ids]
+def default_prompt(checkpoint: Path, config: ModelConfig, limits: Limits, context_length: int) -> list[int]:
+    """Text for runtimes that round activations to 8 bits, random ids for those held to closer limits."""
+    if limits.judged_on_text:
+        return text_prompt(checkpoint, config, context_length)
+    return random_prompt(config, context_length)
 
 
 def _measure(
@@ -200,7 +193,7 @@ def _measure(
         return VerifyReport(scheme, 0, 0, weight_error, nan, nan, nan, nan, nan, limits)
     session = open_session(exported)
     try:
-        prompts = prompts or [default_prompt(config, session.context_length)]
+        prompts = prompts or [default_prompt(checkpoint, config, limits, session.context_length)]
         figures = compare_logits(config, params_from_tensors(config, stored), session, prompts)
     finally:
         session.close()

@@ -12,6 +12,7 @@ class Limits:
     Attributes:
       weight_error: Of one weight, relative to the largest of its row.
       perplexity_deviation: Of the perplexity ratio from 1.
+      judged_on_text: Whether the default prompt is text instead of random ids; see verify_prompts.
     """
 
     weight_error: float
@@ -19,6 +20,7 @@ class Limits:
     mean_kl: float
     greedy_agreement: float
     perplexity_deviation: float
+    judged_on_text: bool = False
 
 
 def _with_float_activations(weight_error: float) -> Limits:
@@ -27,12 +29,20 @@ def _with_float_activations(weight_error: float) -> Limits:
 
 
 def _with_rounded_activations(weight_error: float) -> Limits:
-    """For runtimes that round activations to 8 bits before a product, or the cache to 16.
+    """For onnxruntime and LiteRT with integer weights, which round activations to 8 bits before a product.
 
-    Measured on SmolLM2 with 8-bit activations in onnxruntime: KL 0.007 to 0.012, 2 to 9 % of the greedy choices moved
-    (most on random ids, where many are equally likely), perplexity off by up to 2.3 %.
+    Measured on SmolLM2, which has activations far larger than their neighbours, on English text: onnxruntime KL 0.009,
+    5 % of the greedy choices moved; LiteRT KL 0.021, 7 % moved, perplexity off by 2 %.
     """
-    return Limits(weight_error, None, 0.03, 0.85, 0.05)
+    return Limits(weight_error, None, 0.05, 0.85, 0.05, judged_on_text=True)
+
+
+def _with_rounded_cache(weight_error: float) -> Limits:
+    """For attar's C runtime, which rounds activations to 16-bit integers and the cache to float16.
+
+    Measured on SmolLM2 Q8_0: KL 8e-7, no greedy choice moved, perplexity off by 0.04 %.
+    """
+    return Limits(weight_error, None, 1e-3, 0.98, 0.01)
 
 
 # Largest rounding error of one weight, relative to the largest magnitude m of its block: half a step, and a whole
@@ -42,13 +52,13 @@ _LIMITS: dict[str, Limits] = {
     "fp32": _with_float_activations(1e-6),
     "int8": _with_rounded_activations(1 / 254 + 1e-4),
     "int4": _with_rounded_activations(1 / 8 + 1e-4),
-    "F32": _with_rounded_activations(1e-6),
-    "F16": _with_rounded_activations(2**-11 + 1e-4),
-    "BF16": _with_rounded_activations(2**-8 + 1e-4),
-    "Q8_0": _with_rounded_activations(1 / 254 + 1e-3),
-    "Q5_0": _with_rounded_activations(1 / 16 + 1e-3),
-    "Q4_1": _with_rounded_activations(1 / 15 + 2e-3),
-    "Q4_0": _with_rounded_activations(1 / 8 + 1e-3),
+    "F32": _with_rounded_cache(1e-6),
+    "F16": _with_rounded_cache(2**-11 + 1e-4),
+    "BF16": _with_rounded_cache(2**-8 + 1e-4),
+    "Q8_0": _with_rounded_cache(1 / 254 + 1e-3),
+    "Q5_0": _with_rounded_cache(1 / 16 + 1e-3),
+    "Q4_1": _with_rounded_cache(1 / 15 + 2e-3),
+    "Q4_0": _with_rounded_cache(1 / 8 + 1e-3),
 }
 
 

@@ -16,9 +16,8 @@ from attar.quantize.blocks import check_finite
 BLOCK_COLS = 32
 _INT4_ZERO = 8
 
-# Smallest scale written: keeps all-zero rows away from a scale of 0, which runtimes refuse, and from float16
-# subnormals, which TFLite's block-wise int4 scales must not be.
-_SMALLEST_SCALE = np.float32(2.0**-14)
+# Smallest scale written, the smallest normal float32: runtimes refuse a scale of 0, which rows of zeros would have.
+_SMALLEST_SCALE = np.finfo(np.float32).tiny
 
 
 @dataclass(frozen=True)
