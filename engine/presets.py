@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from attar.engine.config import ModelConfig, alternate_layers
+from attar.engine.config import LayerType, ModelConfig, alternate_layers
 
 
 def _gemma2(hidden: int, intermediate: int, layers: int, heads: int, kv_heads: int, head_dim: int) -> ModelConfig:
@@ -58,6 +58,7 @@ def _gemma3(hidden: int, intermediate: int, layers: int, heads: int, kv_heads: i
 
 def _llama(hidden: int, intermediate: int, layers: int, heads: int, kv_heads: int, vocab: int) -> ModelConfig:
     """A SmolLM2 shape: Llama with a tied head; heads are hidden / heads wide."""
+    full: LayerType = "full_attention"
     return ModelConfig(
         model_type="llama",
         vocab_size=vocab,
@@ -68,7 +69,7 @@ def _llama(hidden: int, intermediate: int, layers: int, heads: int, kv_heads: in
         num_key_value_heads=kv_heads,
         head_dim=hidden // heads,
         max_position_embeddings=8192,
-        layer_types=("full_attention",) * layers,
+        layer_types=(full,) * layers,
         rope_theta=100000.0,
         rope_local_base_freq=100000.0,
         query_pre_attn_scalar=float(hidden // heads),

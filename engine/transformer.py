@@ -63,13 +63,13 @@ def layer_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 def param_shapes(config: ModelConfig, dtype: DTypeLike = jnp.float32) -> Params:
     """The parameter pytree with shapes and dtypes in place of arrays."""
-    table = jax.ShapeDtypeStruct((config.vocab_size, config.hidden_size), dtype)
-    stacked = {
-        name: jax.ShapeDtypeStruct((config.num_hidden_layers, *shape), dtype)
-        for name, shape in layer_shapes(config).items()
-    }
-    shapes: Params = {"embed_tokens": table, "layers": stacked}
-    shapes["norm"] = jax.ShapeDtypeStruct((config.hidden_size,), dtype)
+
+    def struct(*shape: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, dtype)  # type: ignore[no-untyped-call]  # jax leaves it without types
+
+    layers = {name: struct(config.num_hidden_layers, *shape) for name, shape in layer_shapes(config).items()}
+    table = struct(config.vocab_size, config.hidden_size)
+    shapes: Params = {"embed_tokens": table, "layers": layers, "norm": struct(config.hidden_size)}
     return shapes if config.tie_word_embeddings else {**shapes, "lm_head": table}
 
 
@@ -159,9 +159,9 @@ def _scan_layers(
     ropes = rope_tables(config, positions)  # [kinds, 2, B, T, H/2]
     attend_scaled = partial(attend, scale=config.query_scale, cap=config.attn_logit_softcapping)
 
-    def step(carry: tuple[Array, _Cached], scanned: tuple[Layer, Array, Array, Array]) -> Any:
+    def step(carry: tuple[Array, _Cached], scanned: Any) -> tuple[tuple[Array, _Cached], None]:
         x, cached = carry
-        layer, index, window, kind = scanned
+        layer, index, window, kind = scanned  # weights of one layer, and three scalars
         visible = visible_keys(positions, key_positions, window)
 
         def attention(q: Array, k: Array, v: Array) -> tuple[Array, _Cached]:
@@ -174,8 +174,8 @@ def _scan_layers(
         return decoder_layer(config, layer, x, ropes[kind], attention), None
 
     x = embed(params["embed_tokens"], tokens, config.scale_embeddings)
-    windows, kinds = np.int32(layer_windows(config)), np.int32(layer_kinds(config))
-    scanned = (params["layers"], np.arange(len(windows), dtype=np.int32), windows, kinds)
+    per_layer = np.array([range(config.num_hidden_layers), layer_windows(config), layer_kinds(config)], np.int32)
+    scanned = (params["layers"], *per_layer)
     start = (x, None if cache is None else (cache.keys, cache.values))
     (x, cached), _ = jax.lax.scan(jax.checkpoint(step) if remat else step, start, scanned)
     return rms_norm(x, params["norm"], config.rms_norm_eps, config.norm_plus_one), cached
