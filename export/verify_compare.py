@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from attar.engine.config import ModelConfig
+from attar.engine.generate import bucket_size
 from attar.engine.transformer import Params, hidden_states, project_logits
 
 Float32 = NDArray[np.float32]
@@ -21,7 +22,7 @@ _PIECE_TOKENS = 64
 # Tokens at the end of a prompt that are read one by one.
 _DECODED_TOKENS = 16
 # A choice whose reference logit is this close to the best one counts as the same choice.
-_NEAR_TIE_LOGITS = 0.05
+NEAR_TIE_LOGITS = 0.05
 
 
 class VerifiedSession(Protocol):
@@ -70,7 +71,7 @@ class Figures:
         log_p, log_q = log_softmax(reference), log_softmax(measured)
         self.kl += float((np.exp(log_p) * (log_p - log_q)).sum())
         chosen = np.take_along_axis(reference, measured.argmax(axis=-1)[:, None], axis=-1)[:, 0]
-        self.agreed += int((chosen >= reference.max(axis=-1) - _NEAR_TIE_LOGITS).sum())
+        self.agreed += int((chosen >= reference.max(axis=-1) - NEAR_TIE_LOGITS).sum())
         rows, ids = np.arange(len(targets)), np.asarray(targets, np.int64)
         self._targets += len(targets)
         self._reference_nll -= float(log_p[rows, ids].sum())
@@ -83,7 +84,7 @@ def compare_logits(
     """A session's logits on prompts against those of the JAX forward pass."""
     figures = Figures()
     for prompt in prompts:
-        reference = _ReferenceLogits(config, params, prompt)
+        reference = ReferenceLogits(config, params, prompt)
         split = len(prompt) - min(_DECODED_TOKENS, len(prompt) // 2)
         session.rewind(0)
         figures.add(reference.rows(split - 1, split), session.prefill(prompt[:split])[None], [])
@@ -98,7 +99,7 @@ def mean_nll(config: ModelConfig, params: Params, prompts: Sequence[Sequence[int
     """Mean negative log-likelihood of the prompts' tokens after the first in JAX, nats."""
     figures = Figures()
     for prompt in prompts:
-        reference = _ReferenceLogits(config, params, prompt)
+        reference = ReferenceLogits(config, params, prompt)
         for start in range(0, len(prompt), _PIECE_TOKENS):
             rows = reference.rows(start, min(start + _PIECE_TOKENS, len(prompt)))
             figures.add(rows, rows, prompt[start + 1 : start + 1 + len(rows)])
@@ -139,17 +140,21 @@ def _read_in_pieces(session: VerifiedSession, prompt: Sequence[int], split: int)
         yield position, session.decode(prompt[position])[None]
 
 
-class _ReferenceLogits:
+class ReferenceLogits:
     """JAX's logits of one prompt, projected piece by piece."""
 
     def __init__(self, config: ModelConfig, params: Params, prompt: Sequence[int]) -> None:
         self._config = config
         self._params = params
-        self._hidden = _hidden_states(params, jnp.asarray([prompt], jnp.int32), config)[0]  # [T, D]
+        # Padded behind, which a causal model does not notice, so that prompts of many lengths share a compilation.
+        padded = np.zeros((1, bucket_size(len(prompt) + _PIECE_TOKENS)), np.int32)
+        padded[0, : len(prompt)] = prompt
+        self._hidden = _hidden_states(params, jnp.asarray(padded), config)[0]  # [T, D]
 
     def rows(self, start: int, end: int) -> Float32:
-        """Logits of positions start to end, [end - start, V]."""
-        return np.asarray(_project(self._params, self._hidden[start:end], self._config))
+        """Logits of positions start to end, at most _PIECE_TOKENS of them, [end - start, V]."""
+        piece = jax.lax.dynamic_slice_in_dim(self._hidden, start, _PIECE_TOKENS)
+        return np.asarray(_project(self._params, piece, self._config))[: end - start]
 
 
 @partial(jax.jit, static_argnames="config")

@@ -157,6 +157,8 @@ class RunDisplay:
         speed = "" if report.tokens_per_second is None else f"{report.tokens_per_second:,.0f} tok/s · "
         note = f"{speed}loss {report.loss:.3f} [dim]on {source}[/]"
         self._bar.update(self._task, completed=report.step, note=note)
+        if not self._bar.console.is_terminal and report.step % max(1, report.steps // 20) == 0:
+            self._bar.console.print(f"step {report.step}/{report.steps}: {note}")  # a log has no bar
 
     def on_evaluation(self, step: int, evaluation: Evaluation) -> None:
         scores = {name: score.mean for name, score in evaluation.scores.items()}
