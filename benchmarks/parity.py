@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from attar.distill.evaluate import generate_with_session
+from attar.distill.evaluate_device import generate_with_session
 from attar.distill.recipes.package_summaries import read_sample
 from attar.engine.checkpoint import load_model
 from attar.export.verify_compare import NEAR_TIE_LOGITS, ReferenceLogits, compare_logits

@@ -12,7 +12,7 @@ and averaged over samples it is an unbiased estimate of the sequence-level KL wi
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import NamedTuple
@@ -33,7 +33,6 @@ from attar.engine.config import ModelConfig
 from attar.engine.sampling import GREEDY, SamplingParams
 from attar.engine.tokenizer import Tokenizer
 from attar.engine.transformer import Params
-from attar.runtime.session import Session
 
 
 class Network(NamedTuple):
@@ -76,12 +75,14 @@ class EvalSettings:
       max_new_tokens: Longest completion.
       seed: Of the samples; the same seed compares models on the same random numbers.
       num_samples: Completions kept to be shown.
+      kl_examples: Examples that the divergences are taken over, the first ones; None takes all.
     """
 
     batch_size: int = 16
     max_new_tokens: int = 128
     seed: int = 0
     num_samples: int = 8
+    kl_examples: int | None = None
 
 
 def evaluate(
@@ -103,17 +104,10 @@ def evaluate(
     """
     examples = data.examples
     buckets = buckets or choose_buckets(data, 2, 1)
-    batches = list(_batches(examples, settings.batch_size, buckets))
-    on_data = _score_all(student, teacher, [(batch, rows) for batch, rows in batches], len(examples))
-    scores = {f"{name}_data" if name != "nll" else name: values for name, values in on_data.means().items()}
+    on_data = _score_all(student, None, list(_batches(examples, settings.batch_size, buckets)), len(examples))
+    scores = on_data.means()
     if teacher is not None:
-        drawn = [
-            (_complete(student, tokenizer, batch, settings, SamplingParams(), i), rows)
-            for i, (batch, rows) in enumerate(batches)
-        ]
-        on_samples = _score_all(student, teacher, drawn, len(examples))
-        scores |= {f"{name}_samples": values for name, values in on_samples.means().items() if name != "nll"}
-        scores["kl_student_teacher_sequence"] = on_samples.sums["kl_student_teacher"]
+        scores |= _divergences(student, teacher, tokenizer, examples[: settings.kl_examples], settings, buckets)
     texts = generate_texts(student, tokenizer, data, settings, buckets)
     references = [example.reference for example in examples]
     return Evaluation(
@@ -124,6 +118,28 @@ def evaluate(
             for example, text in list(zip(examples, texts, strict=True))[: settings.num_samples]
         ),
     )
+
+
+def _divergences(
+    student: Network,
+    teacher: Network,
+    tokenizer: Tokenizer,
+    examples: Sequence[Example],
+    settings: EvalSettings,
+    buckets: Buckets,
+) -> dict[str, NDArray[np.float64]]:
+    """Both divergences per token, on the data and on samples, and the sequence-level one on samples."""
+    given = list(_batches(examples, settings.batch_size, buckets))
+    drawn = [
+        (_complete(student, tokenizer, batch, settings, SamplingParams(), i), rows)
+        for i, (batch, rows) in enumerate(given)
+    ]
+    scores: dict[str, NDArray[np.float64]] = {}
+    for place, batches in (("data", given), ("samples", drawn)):
+        scored = _score_all(student, teacher, batches, len(examples))
+        scores |= {f"{name}_{place}": values for name, values in scored.means().items() if name != "nll"}
+    scores["kl_student_teacher_sequence"] = scored.sums["kl_student_teacher"]
+    return scores
 
 
 def text_scores(texts: Sequence[str], references: Sequence[str]) -> dict[str, NDArray[np.float64]]:
@@ -146,37 +162,6 @@ def generate_texts(
         for i, row in enumerate(rows):
             texts[row] = tokenizer.decode(tokens[i, : lengths[i]].tolist()).strip()
     return texts
-
-
-def generate_texts_with_session(
-    session: Session,
-    tokenizer: Tokenizer,
-    examples: Sequence[Example],
-    max_new_tokens: int,
-    on_example: Callable[[int], None] = lambda done: None,
-) -> list[str]:
-    """Greedy completions of an exported file, one per example; `on_example` hears how many are done."""
-    texts = []
-    for done, example in enumerate(examples, start=1):
-        tokens = generate_with_session(session, example.prompt.tolist(), max_new_tokens, tokenizer.eos_token_ids)
-        texts.append(tokenizer.decode(tokens).strip())
-        on_example(done)
-    return texts
-
-
-def generate_with_session(
-    session: Session, prompt: Sequence[int], max_new_tokens: int, eos_token_ids: Sequence[int]
-) -> list[int]:
-    """Greedy continuation of one prompt, the end token left out; the session is rewound to empty first."""
-    session.rewind(0)
-    token = int(np.argmax(session.prefill(prompt)))
-    tokens: list[int] = []
-    while token not in eos_token_ids:
-        tokens.append(token)
-        if len(tokens) == max_new_tokens:
-            break
-        token = int(np.argmax(session.decode(token)))
-    return tokens
 
 
 @dataclass(frozen=True)

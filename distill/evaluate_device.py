@@ -36,8 +36,6 @@ def evaluate_session(
     tokenizer: Tokenizer,
     data: DataSet,
     settings: EvalSettings,
-    *,
-    kl_examples: int | None = None,
     on_example: Callable[[int], None] = lambda done: None,
 ) -> Evaluation:
     """Measures an exported file on held-out examples.
@@ -48,7 +46,6 @@ def evaluate_session(
       tokenizer: Of the file.
       data: Held-out examples with completions.
       settings: How to evaluate; `seed` is that of the samples.
-      kl_examples: Prompts that are answered by sampling, for the divergences; None takes all.
       on_example: Hears how many examples are done, over both passes.
     """
     examples = data.examples
@@ -61,7 +58,7 @@ def evaluate_session(
     scores = dict(text_scores(texts, [example.reference for example in examples]))
     scores["nll"] = nll[tokens > 0] / tokens[tokens > 0]
     if teacher is not None:
-        sampled = data.examples[:kl_examples]
+        sampled = data.examples[: settings.kl_examples]
         done = len(examples)
         scores |= _divergences(session, teacher, tokenizer, sampled, settings, lambda n: on_example(done + n))
     return Evaluation(
@@ -72,6 +69,14 @@ def evaluate_session(
             for example, text in list(zip(examples, texts, strict=True))[: settings.num_samples]
         ),
     )
+
+
+def generate_with_session(
+    session: Session, prompt: Sequence[int], max_new_tokens: int, eos_token_ids: Sequence[int]
+) -> list[int]:
+    """Greedy continuation of one prompt, the end token left out; the session is rewound to empty first."""
+    session.rewind(0)
+    return _continue_greedily(session, session.prefill(prompt), max_new_tokens, eos_token_ids)
 
 
 def sample_with_session(
@@ -116,14 +121,21 @@ def _answer_and_score(
     if len(example.completion):
         nll = _nll(session, first, example.completion)
         session.rewind(len(prompt))
-    answer: list[int] = []
-    token = int(first.argmax())
+    return _continue_greedily(session, first, max_new_tokens, eos_token_ids), nll
+
+
+def _continue_greedily(
+    session: Session, logits: _Floats, max_new_tokens: int, eos_token_ids: Sequence[int]
+) -> list[int]:
+    """The likeliest token again and again, from the logits [V] that follow what the session holds."""
+    tokens: list[int] = []
+    token = int(logits.argmax())
     while token not in eos_token_ids:
-        answer.append(token)
-        if len(answer) == max_new_tokens:
+        tokens.append(token)
+        if len(tokens) == max_new_tokens:
             break
         token = int(session.decode(token).argmax())
-    return answer, nll
+    return tokens
 
 
 def _nll(session: Session, first: _Floats, target: NDArray[np.int32]) -> float:

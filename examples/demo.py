@@ -25,8 +25,8 @@ from rich.table import Table
 
 console = Console(highlight=False)
 
-TOKENS = ["--max-new-tokens", "24", "--prompt-format", "plain"]
-TRAIN = [*TOKENS, "--batch-size", "16", "--eval-every", "100000", "--eval-examples", "32", "--checkpoint-every", "50"]
+TOKENS = ["--max-new-tokens", "16", "--prompt-format", "plain"]
+TRAIN = [*TOKENS, "--batch-size", "8", "--eval-every", "100000", "--eval-examples", "16", "--checkpoint-every", "1000"]
 EXPORTS = {
     "GGUF Q8_0": ("gguf", "Q8_0", "student-Q8_0.gguf"),
     "GGUF Q4_0": ("gguf", "Q4_0", "student-Q4_0.gguf"),
@@ -39,11 +39,11 @@ EXPORTS = {
 class Plan:
     """How much is trained and measured. Equal steps for both students."""
 
-    max_words: int = 48
-    teacher_steps: int = 50
-    layers: int = 12
+    max_words: int = 32
+    teacher_steps: int = 60
+    layers: int = 10
     warmup_steps: int = 40
-    steps: int = 80
+    steps: int = 60
     examples: int = 200
     kl_examples: int = 40
     seed: int = 0
@@ -89,7 +89,7 @@ class Demo:
         plan, data = self.plan, ["--data", self.out / "data"]
         teacher = self.out / "teacher"
         self._distill(
-            teacher, ["--method", "sft", "--student", "smollm2", *data], plan.teacher_steps, learning_rate=2e-4
+            teacher, ["--method", "sft", "--student", "smollm2", *data], plan.teacher_steps, learning_rate=1e-4
         )
         cut = ["--teacher", teacher, "--student-layers", plan.layers, *data]
         self._distill(self.out / "start", ["--method", "sft", *cut], plan.warmup_steps, learning_rate=1e-3)

@@ -17,7 +17,7 @@ ALLOWED = {
     "distill": {"engine", "quantize", "runtime"},
 }
 # Training may look at the runtime only to evaluate exported files.
-RUNTIME_USERS_IN_DISTILL = {"evaluate.py", "evaluate_device.py"}
+RUNTIME_USERS_IN_DISTILL = {"evaluate_device.py"}
 MODULES_WITHOUT_JAX = [
     "attar.runtime.session",
     "attar.runtime.chat",

@@ -24,7 +24,7 @@ from attar.runtime.session import open_session
 @click.option("--data", required=True, type=click.Path(path_type=Path), help="JSONL, or a folder's test.jsonl.")
 @click.option("--teacher", help="Compare the distributions with this model's.")
 @click.option("--examples", "-n", type=click.IntRange(1), help="Use the first so many; default: all.")
-@click.option("--kl-examples", type=click.IntRange(1), help="Of these, sample so many for the KL of an exported file.")
+@click.option("--kl-examples", type=click.IntRange(1), help="Of these, take so many for the divergences.")
 @click.option("--max-new-tokens", default=128, show_default=True, type=click.IntRange(1))
 @click.option("--max-prompt-tokens", default=4096, show_default=True, type=click.IntRange(1))
 @click.option("--prompt-format", type=click.Choice(["auto", "plain", "chat"]), default="auto", show_default=True)
@@ -57,12 +57,12 @@ def command(
     tokenizer = load_tokenizer(path.parent if path.suffix in (".tflite", ".onnx") else path)
     file = data / "test.jsonl" if data.is_dir() else data
     held_out = load_examples(file, tokenizer, Limits(max_prompt_tokens, max_new_tokens), prompt_format, examples)
-    settings = EvalSettings(batch_size, max_new_tokens, seed, samples)
+    settings = EvalSettings(batch_size, max_new_tokens, seed, samples, kl_examples)
     network = None if teacher is None else _network(model_source(teacher))
     if is_checkpoint(path):
         result = evaluate(_network(path), network, tokenizer, held_out, settings)
     else:
-        result = _evaluate_file(path, network, tokenizer, held_out, settings, kl_examples, threads)
+        result = _evaluate_file(path, network, tokenizer, held_out, settings, threads)
     if as_json:
         print_json({"model": model, "examples": len(held_out.examples), **dataclasses.asdict(result)})
         return
@@ -82,11 +82,10 @@ def _evaluate_file(
     tokenizer: Tokenizer,
     data: DataSet,
     settings: EvalSettings,
-    kl_examples: int | None,
     threads: int | None,
 ) -> Evaluation:
     longest = max(len(example.prompt) for example in data.examples) + settings.max_new_tokens
-    total = len(data.examples) + (len(data.examples[:kl_examples]) if teacher else 0)
+    total = len(data.examples) + (len(data.examples[: settings.kl_examples]) if teacher else 0)
     with open_session(path, context_length=longest, threads=threads) as session, progress_bar() as bar:
         task = bar.add_task("eval", total=total, note="")
         return evaluate_session(
@@ -95,6 +94,5 @@ def _evaluate_file(
             tokenizer,
             data,
             settings,
-            kl_examples=kl_examples,
             on_example=lambda done: bar.update(task, completed=done),
         )

@@ -1,5 +1,6 @@
 """Evaluation of a JAX model against its definition, and generation through a session."""
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
@@ -10,14 +11,8 @@ import pytest
 from numpy.typing import NDArray
 
 from attar.distill.data import DataSet, Limits, load_examples
-from attar.distill.evaluate import (
-    EvalSettings,
-    Network,
-    evaluate,
-    generate_texts,
-    generate_texts_with_session,
-    generate_with_session,
-)
+from attar.distill.evaluate import EvalSettings, Network, evaluate
+from attar.distill.evaluate_device import evaluate_session, generate_with_session
 from attar.engine.config import ModelConfig
 from attar.engine.tokenizer import Tokenizer
 from attar.engine.transformer import Params, forward, init_params
@@ -138,12 +133,29 @@ def test_without_a_teacher_divergences_are_left_out(student: Network, tokenizer:
     assert set(evaluation.scores) == {"nll", "rouge1", "rouge2", "rougeL", "exact"}
 
 
-def test_a_session_writes_what_the_jax_model_writes(student: Network, tokenizer: Tokenizer, data: DataSet) -> None:
+def test_a_session_scores_as_the_jax_model(
+    student: Network, teacher: Network, tokenizer: Tokenizer, data: DataSet
+) -> None:
     heard: list[int] = []
-    session = ForwardSession(student)
-    texts = generate_texts_with_session(session, tokenizer, data.examples, 8, heard.append)
-    assert texts == generate_texts(student, tokenizer, data, SETTINGS)
-    assert heard == [1, 2, 3, 4, 5]
+    settings = dataclasses.replace(SETTINGS, kl_examples=2)
+    through = evaluate_session(ForwardSession(student), teacher, tokenizer, data, settings, heard.append)
+    direct = evaluate(student, teacher, tokenizer, data, settings)
+    assert through.perplexity == pytest.approx(direct.perplexity, rel=1e-5)
+    for name in ("nll", "rouge1", "rougeL", "exact"):
+        assert through.scores[name].mean == pytest.approx(direct.scores[name].mean, rel=1e-5, abs=1e-7)
+    assert [sample.completion for sample in through.samples] == [sample.completion for sample in direct.samples]
+    assert heard == [1, 2, 3, 4, 5, 6, 7]
+    # Other random numbers, so only near: both estimate the same divergence.
+    name = "kl_student_teacher_samples"
+    assert through.scores[name].mean == pytest.approx(direct.scores[name].mean, rel=0.5)
+
+
+def test_a_session_of_the_teacher_itself_does_not_diverge(
+    teacher: Network, tokenizer: Tokenizer, data: DataSet
+) -> None:
+    found = evaluate_session(ForwardSession(teacher), teacher, tokenizer, data, SETTINGS)
+    for name in ("kl_student_teacher_samples", "kl_teacher_student_samples", "kl_student_teacher_sequence"):
+        assert found.scores[name].mean == pytest.approx(0.0, abs=1e-5)
 
 
 def test_generation_ends_before_the_end_token(student: Network) -> None:
