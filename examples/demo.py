@@ -26,7 +26,7 @@ from rich.table import Table
 console = Console(highlight=False)
 
 TOKENS = ["--max-new-tokens", "16", "--prompt-format", "plain"]
-TRAIN = [*TOKENS, "--batch-size", "8", "--eval-every", "100000", "--eval-examples", "16", "--checkpoint-every", "1000"]
+TRAIN = [*TOKENS, "--batch-size", "8", "--checkpoint-every", "1000"]
 EXPORTS = {
     "GGUF Q8_0": ("gguf", "Q8_0", "student-Q8_0.gguf"),
     "GGUF Q4_0": ("gguf", "Q4_0", "student-Q4_0.gguf"),
@@ -86,7 +86,7 @@ class Demo:
 
     def train(self) -> None:
         """Fine-tunes the teacher, then trains the students: a common start, and equal steps of SFT and of GKD."""
-        plan, data = self.plan, ["--data", self.out / "data"]
+        plan, data = self.plan, ["--data", self.out / "data" / "train.jsonl"]
         teacher = self.out / "teacher"
         self._distill(
             teacher, ["--method", "sft", "--student", "smollm2", *data], plan.teacher_steps, learning_rate=1e-4
@@ -95,7 +95,8 @@ class Demo:
         self._distill(self.out / "start", ["--method", "sft", *cut], plan.warmup_steps, learning_rate=1e-3)
         onward = ["--teacher", teacher, "--student", self.out / "start", *data]
         self._distill(self.out / "sft", ["--method", "sft", *onward], plan.steps, learning_rate=5e-4)
-        self._distill(self.out / "gkd", ["--method", "gkd", *onward], plan.steps, learning_rate=5e-4)
+        watched = ["--eval-data", self.out / "data" / "validation.jsonl", "--eval-examples", 16, "--eval-every", 30]
+        self._distill(self.out / "gkd", ["--method", "gkd", *onward, *watched], plan.steps, learning_rate=5e-4)
 
     def _distill(self, run: Path, options: list[Any], steps: int, learning_rate: float) -> None:
         training = ["--steps", steps, "--learning-rate", learning_rate, "--warmup-steps", max(1, steps // 10)]

@@ -10,6 +10,7 @@ from typing import Any, Self
 import click
 from rich.markup import escape
 
+from attar.cli._compilation_cache import use_compilation_cache
 from attar.cli._console import out, progress_bar
 from attar.cli._models import model_source
 from attar.cli._tables import evaluation_table
@@ -64,6 +65,7 @@ def command(data: Path, run_dir: Path, eval_data: Path | None, **options: Any) -
     DATA holds one JSON object a line: {"prompt": ..., "completion": ...} or {"messages": [...]}. The run folder gets
     config.json, metrics.jsonl, checkpoints/, student/ (a Hugging Face folder) and report.html.
     """
+    use_compilation_cache()
     train_data, held_out = _data_files(data, eval_data)
     config = _make_config(train_data, held_out, options)
     with RunDisplay(config) as display:

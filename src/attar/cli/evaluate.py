@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from attar.cli._compilation_cache import use_compilation_cache
 from attar.cli._console import out, print_json, progress_bar
 from attar.cli._models import checkpoint_folder, is_checkpoint, model_source
 from attar.cli._tables import evaluation_table
@@ -53,6 +54,7 @@ def command(
 
     A checkpoint runs in JAX; an exported file (.gguf, .onnx, .tflite) answers through its own runtime.
     """
+    use_compilation_cache()
     path = checkpoint_folder(resolve(model))
     tokenizer = load_tokenizer(path.parent if path.suffix in (".tflite", ".onnx") else path)
     file = data / "test.jsonl" if data.is_dir() else data

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import click
 
+from attar.cli._compilation_cache import use_compilation_cache
 from attar.cli._console import err, out, print_json, spell_bytes
 from attar.cli._models import model_source
 from attar.export.verify import VerifyReport, report_path, verify_export
@@ -64,6 +65,7 @@ def command(
         raise click.UsageError(f"--weights of {target} is one of {', '.join(WEIGHTS[target])}, got {precision!r}")
     if context is not None and target == "gguf":
         raise click.UsageError("--context is chosen when a GGUF is opened, not when it is written; leave it out")
+    use_compilation_cache()
     source = model_source(model)
     path = path or Path(f"{_stem(source)}-{precision}{_ENDINGS[target]}")
     with err.status(f"writing {path}") as status:
