@@ -42,7 +42,7 @@ class Plan:
     max_words: int = 32
     teacher_steps: int = 60
     layers: int = 10
-    warmup_steps: int = 40
+    start_steps: int = 40
     steps: int = 60
     examples: int = 200
     kl_examples: int = 40
@@ -92,7 +92,7 @@ class Demo:
             teacher, ["--method", "sft", "--student", "smollm2", *data], plan.teacher_steps, learning_rate=1e-4
         )
         cut = ["--teacher", teacher, "--student-layers", plan.layers, *data]
-        self._distill(self.out / "start", ["--method", "sft", *cut], plan.warmup_steps, learning_rate=1e-3)
+        self._distill(self.out / "start", ["--method", "sft", *cut], plan.start_steps, learning_rate=1e-3)
         onward = ["--teacher", teacher, "--student", self.out / "start", *data]
         self._distill(self.out / "sft", ["--method", "sft", *onward], plan.steps, learning_rate=5e-4)
         watched = ["--eval-data", self.out / "data" / "validation.jsonl", "--eval-examples", 16, "--eval-every", 30]
@@ -118,15 +118,21 @@ class Demo:
         models |= {f"  {label}": name for label, (_, _, name) in EXPORTS.items()}
         rows = {}
         for label, name in models.items():
-            stem = Path(name).name
-            quality, speed = self.out / f"{stem}.eval.json", self.out / f"{stem}.bench.json"
-            options = ["--data", self.out / "data", "--examples", self.plan.examples, *TOKENS, "--json"]
-            options += ["--teacher", self.out / "teacher", "--kl-examples", self.plan.kl_examples]
-            self.attar("eval", self.out / name, *options, result=quality, stdout=quality)
+            speed = self.out / f"{Path(name).name}.bench.json"
             options = ["--prompt", 256, "--depths", "0,512", "-n", 32, "--repeats", 2, "--json"]
+            scores = self.score(name)
             self.attar("bench", self.out / name, *options, result=speed, stdout=speed)
-            rows[label] = {"quality": json.loads(quality.read_text()), **json.loads(speed.read_text())["results"][0]}
+            rows[label] = {"scores": scores, **json.loads(speed.read_text())["results"][0]}
         return rows
+
+    def score(self, name: str) -> dict[str, dict[str, float]]:
+        """Held-out scores of a run or an exported file, by name, each with mean and interval."""
+        quality = self.out / f"{Path(name).name}.eval.json"
+        options = ["--data", self.out / "data", "--examples", self.plan.examples, *TOKENS, "--json"]
+        options += ["--teacher", self.out / "teacher", "--kl-examples", self.plan.kl_examples]
+        self.attar("eval", self.out / name, *options, result=quality, stdout=quality)
+        scores: dict[str, dict[str, float]] = json.loads(quality.read_text())["scores"]
+        return scores
 
 
 def make_table(rows: dict[str, dict[str, Any]]) -> Table:
@@ -137,7 +143,7 @@ def make_table(rows: dict[str, dict[str, Any]]) -> Table:
     for column in table.columns[1:]:
         column.justify = "right"
     for label, row in rows.items():
-        scores, decode = row["quality"]["scores"], row["decode_tokens_per_second"]
+        scores, decode = row["scores"], row["decode_tokens_per_second"]
         table.add_row(
             label,
             f"{100 * scores['rougeL']['mean']:.1f}",

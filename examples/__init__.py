@@ -1,0 +1,1 @@
+"""Runnable examples; each prints what it did and the seconds it took."""
