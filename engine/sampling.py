@@ -57,12 +57,13 @@ def sample_tokens(
     if sampling.temperature == 0:
         return jnp.argmax(logits, axis=-1).astype(jnp.int32), jnp.zeros(logits.shape[0], jnp.float32)
     scaled = logits.astype(jnp.float32) / sampling.temperature
+    ids = None
     if sampling.top_k:
         scaled, ids = jax.lax.top_k(scaled, min(sampling.top_k, scaled.shape[-1]))  # [B, k], most likely first
     kept = scaled if sampling.top_p == 1 else _keep_top_p(scaled, sampling.top_p)
     log_probs = jax.nn.log_softmax(kept, axis=-1)  # -inf where dropped
     drawn = invert_cdf(jnp.exp(log_probs), uniforms)[:, None]  # [B, 1]
-    tokens = jnp.take_along_axis(ids, drawn, axis=1) if sampling.top_k else drawn
+    tokens = drawn if ids is None else jnp.take_along_axis(ids, drawn, axis=1)
     return tokens[:, 0].astype(jnp.int32), jnp.take_along_axis(log_probs, drawn, axis=1)[:, 0]
 
 
