@@ -12,7 +12,7 @@ demo: .venv/ready
 
 test: .venv-test/ready
 	$(MAKE) --no-print-directory lint types
-	.venv-test/bin/python -m pytest --cov --cov-report=term
+	.venv-test/bin/python -m pytest -n 2 --dist loadfile --cov --cov-report=term
 
 lint: .venv-test/ready
 	.venv-test/bin/ruff check .

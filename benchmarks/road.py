@@ -46,7 +46,7 @@ def main() -> int:
     parser.add_argument("--json", action="store_true")
     chosen = parser.parse_args()
     plans = [
-        Plan(teacher_steps=2, start_steps=2, steps=2, examples=8, kl_examples=4, seed=seed)
+        Plan(teacher_steps=2, start_steps=2, steps=2, examples=8, scored_examples=4, seed=seed)
         if chosen.quick
         else Plan(seed=seed)
         for seed in range(chosen.seeds)

@@ -75,14 +75,15 @@ class EvalSettings:
       max_new_tokens: Longest completion.
       seed: Of the samples; the same seed compares models on the same random numbers.
       num_samples: Completions kept to be shown.
-      kl_examples: Examples that the divergences are taken over, the first ones; None takes all.
+      scored_examples: Examples whose likelihood and divergences are taken, the first ones; None takes all. Reading
+        them costs as much as answering them.
     """
 
     batch_size: int = 16
     max_new_tokens: int = 128
     seed: int = 0
     num_samples: int = 8
-    kl_examples: int | None = None
+    scored_examples: int | None = None
 
 
 def evaluate(
@@ -104,10 +105,11 @@ def evaluate(
     """
     examples = data.examples
     buckets = buckets or choose_buckets(data, 2, 1)
-    on_data = _score_all(student, None, list(_batches(examples, settings.batch_size, buckets)), len(examples))
+    scored = examples[: settings.scored_examples]
+    on_data = _score_all(student, None, list(_batches(scored, settings.batch_size, buckets)), len(scored))
     scores = on_data.means()
     if teacher is not None:
-        scores |= _divergences(student, teacher, tokenizer, examples[: settings.kl_examples], settings, buckets)
+        scores |= _divergences(student, teacher, tokenizer, scored, settings, buckets)
     texts = generate_texts(student, tokenizer, data, settings, buckets)
     references = [example.reference for example in examples]
     return Evaluation(

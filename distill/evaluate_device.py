@@ -58,7 +58,7 @@ def evaluate_session(
     scores = dict(text_scores(texts, [example.reference for example in examples]))
     scores["nll"] = nll[tokens > 0] / tokens[tokens > 0]
     if teacher is not None:
-        sampled = data.examples[: settings.kl_examples]
+        sampled = data.examples[: settings.scored_examples]
         done = len(examples)
         scores |= _divergences(session, teacher, tokenizer, sampled, settings, lambda n: on_example(done + n))
     return Evaluation(

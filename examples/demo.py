@@ -4,7 +4,7 @@ Every step is an `attar` command, printed before it runs, so that any of them ca
 result is there is not repeated: a demo that was interrupted goes on where it stopped.
 
     SmolLM2-135M-Instruct, fine-tuned to write a package's one-line summary      the teacher
-    12 of its 30 layers, first by SFT, then by SFT or by on-policy GKD           the students
+    8 of its 30 layers, first by SFT, then by SFT or by on-policy GKD           the students
     the GKD student as GGUF Q8_0, GGUF Q4_0, ONNX int8 and TFLite int8           what a phone runs
 """
 
@@ -26,7 +26,7 @@ from rich.table import Table
 console = Console(highlight=False)
 
 TOKENS = ["--max-new-tokens", "16", "--prompt-format", "plain"]
-TRAIN = [*TOKENS, "--batch-size", "8", "--checkpoint-every", "1000"]
+TRAIN = [*TOKENS, "--batch-size", "8", "--prompt-buckets", "2", "--checkpoint-every", "1000"]
 EXPORTS = {
     "GGUF Q8_0": ("gguf", "Q8_0", "student-Q8_0.gguf"),
     "GGUF Q4_0": ("gguf", "Q4_0", "student-Q4_0.gguf"),
@@ -40,12 +40,12 @@ class Plan:
     """How much is trained and measured. Equal steps for both students."""
 
     max_words: int = 32
-    teacher_steps: int = 60
-    layers: int = 10
+    teacher_steps: int = 30
+    layers: int = 8
     start_steps: int = 40
-    steps: int = 60
+    steps: int = 40
     examples: int = 200
-    kl_examples: int = 40
+    scored_examples: int = 40
     seed: int = 0
 
 
@@ -89,7 +89,7 @@ class Demo:
         plan, data = self.plan, ["--data", self.out / "data" / "train.jsonl"]
         teacher = self.out / "teacher"
         self._distill(
-            teacher, ["--method", "sft", "--student", "smollm2", *data], plan.teacher_steps, learning_rate=1e-4
+            teacher, ["--method", "sft", "--student", "smollm2", *data], plan.teacher_steps, learning_rate=2e-4
         )
         cut = ["--teacher", teacher, "--student-layers", plan.layers, *data]
         self._distill(self.out / "start", ["--method", "sft", *cut], plan.start_steps, learning_rate=1e-3)
@@ -129,7 +129,7 @@ class Demo:
         """Held-out scores of a run or an exported file, by name, each with mean and interval."""
         quality = self.out / f"{Path(name).name}.eval.json"
         options = ["--data", self.out / "data", "--examples", self.plan.examples, *TOKENS, "--json"]
-        options += ["--teacher", self.out / "teacher", "--kl-examples", self.plan.kl_examples]
+        options += ["--teacher", self.out / "teacher", "--scored-examples", self.plan.scored_examples]
         self.attar("eval", self.out / name, *options, result=quality, stdout=quality)
         scores: dict[str, dict[str, float]] = json.loads(quality.read_text())["scores"]
         return scores

@@ -25,7 +25,7 @@ from attar.runtime.session import open_session
 @click.option("--data", required=True, type=click.Path(path_type=Path), help="JSONL, or a folder's test.jsonl.")
 @click.option("--teacher", help="Compare the distributions with this model's.")
 @click.option("--examples", "-n", type=click.IntRange(1), help="Use the first so many; default: all.")
-@click.option("--kl-examples", type=click.IntRange(1), help="Of these, take so many for the divergences.")
+@click.option("--scored-examples", type=click.IntRange(1), help="Of these, read so many for perplexity and KL.")
 @click.option("--max-new-tokens", default=128, show_default=True, type=click.IntRange(1))
 @click.option("--max-prompt-tokens", default=4096, show_default=True, type=click.IntRange(1))
 @click.option("--prompt-format", type=click.Choice(["auto", "plain", "chat"]), default="auto", show_default=True)
@@ -39,7 +39,7 @@ def command(
     data: Path,
     teacher: str | None,
     examples: int | None,
-    kl_examples: int | None,
+    scored_examples: int | None,
     max_new_tokens: int,
     max_prompt_tokens: int,
     prompt_format: PromptFormat,
@@ -59,7 +59,7 @@ def command(
     tokenizer = load_tokenizer(path.parent if path.suffix in (".tflite", ".onnx") else path)
     file = data / "test.jsonl" if data.is_dir() else data
     held_out = load_examples(file, tokenizer, Limits(max_prompt_tokens, max_new_tokens), prompt_format, examples)
-    settings = EvalSettings(batch_size, max_new_tokens, seed, samples, kl_examples)
+    settings = EvalSettings(batch_size, max_new_tokens, seed, samples, scored_examples)
     network = None if teacher is None else _network(model_source(teacher))
     if is_checkpoint(path):
         result = evaluate(_network(path), network, tokenizer, held_out, settings)
@@ -87,7 +87,7 @@ def _evaluate_file(
     threads: int | None,
 ) -> Evaluation:
     longest = max(len(example.prompt) for example in data.examples) + settings.max_new_tokens
-    total = len(data.examples) + (len(data.examples[: settings.kl_examples]) if teacher else 0)
+    total = len(data.examples) + (len(data.examples[: settings.scored_examples]) if teacher else 0)
     with open_session(path, context_length=longest, threads=threads) as session, progress_bar() as bar:
         task = bar.add_task("eval", total=total, note="")
         return evaluate_session(
