@@ -87,7 +87,7 @@ def load_model(source: Path, dtype: DTypeLike = jnp.float32) -> Model:
 def load_params(source: Path, dtype: DTypeLike = jnp.float32) -> tuple[ModelConfig, Params]:
     """`load_model` without the tokenizer."""
     config = load_config(source)
-    return config, _fill(config, _checked_tensors(source, config), dtype, str(source))
+    return config, _fill(config, stream_tensors(source, config), dtype)
 
 
 def load_config(source: Path) -> ModelConfig:
@@ -110,7 +110,30 @@ def load_config(source: Path) -> ModelConfig:
 
 def read_tensors(source: Path) -> dict[str, NDArray[np.float32]]:
     """All weights as float32 under Hugging Face names, checked against the config."""
-    return dict(_checked_tensors(source, load_config(source)))
+    return dict(stream_tensors(source, load_config(source)))
+
+
+def stream_tensors(source: Path, config: ModelConfig) -> Iterator[tuple[str, NDArray[np.float32]]]:
+    """Each weight of a folder or GGUF file in turn, after names and shapes of all have been checked.
+
+    A tied head that is stored as a second copy of the token table is left out.
+
+    Raises:
+      CheckpointError: If a file is damaged, or names or shapes do not fit the config.
+      GgufError: The same for a GGUF file.
+    """
+    if _is_gguf(source):
+        yield from gguf_reader.iter_tensors(gguf_reader.read_gguf(source), config)
+        return
+    shards = safetensors_files.find_shards(source)
+    found: dict[str, Shape] = {}
+    for shard in shards:
+        found |= safetensors_files.read_shapes(shard)
+    check_shapes(str(shards[0] if len(shards) == 1 else source), config, found)
+    for shard in shards:
+        for name, tensor in safetensors_files.iter_tensors(shard):
+            if not (config.tie_word_embeddings and name == "lm_head.weight"):
+                yield name, tensor
 
 
 def params_from_tensors(
@@ -122,7 +145,8 @@ def params_from_tensors(
       CheckpointError: If a tensor is missing, unexpected or of a shape that does not fit the config.
     """
     check_shapes("tensors", config, {name: tensor.shape for name, tensor in tensors.items()})
-    return _fill(config, tensors.items(), dtype, "tensors")
+    kept = (pair for pair in tensors.items() if not (config.tie_word_embeddings and pair[0] == "lm_head.weight"))
+    return _fill(config, kept, dtype)
 
 
 def tensors_from_params(config: ModelConfig, params: Params) -> dict[str, NDArray[Any]]:
@@ -222,20 +246,7 @@ def _end_tokens(folder: Path, from_config: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(dict.fromkeys((*from_config, *ids)))
 
 
-def _checked_tensors(source: Path, config: ModelConfig) -> Iterable[tuple[str, NDArray[np.float32]]]:
-    """Each tensor in turn, after names and shapes of all have been checked."""
-    if _is_gguf(source):
-        return gguf_reader.iter_tensors(gguf_reader.read_gguf(source), config)
-    shards = safetensors_files.find_shards(source)
-    found: dict[str, Shape] = {}
-    for shard in shards:
-        found |= safetensors_files.read_shapes(shard)
-    place = str(shards[0] if len(shards) == 1 else source)
-    check_shapes(place, config, found)
-    return (pair for shard in shards for pair in safetensors_files.iter_tensors(shard))
-
-
-def _fill(config: ModelConfig, tensors: Iterable[tuple[str, NDArray[Any]]], dtype: DTypeLike, place: str) -> Params:
+def _fill(config: ModelConfig, tensors: Iterable[tuple[str, NDArray[Any]]], dtype: DTypeLike) -> Params:
     """Copies tensors into stacked arrays one at a time, so that a model is held once."""
     shapes = param_shapes(config, dtype)
     arrays: Params = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), shapes)
@@ -244,8 +255,6 @@ def _fill(config: ModelConfig, tensors: Iterable[tuple[str, NDArray[Any]]], dtyp
     for name, stacked in arrays["layers"].items():
         slots |= {_layer_tensor(i, name): stacked[i : i + 1].reshape(stacked.shape[1:]) for i in range(len(stacked))}
     for name, tensor in tensors:
-        if config.tie_word_embeddings and name == "lm_head.weight":
-            continue  # a copy of the token table
         slots[name][...] = tensor
     return jax.tree.map(jnp.asarray, arrays)  # type: ignore[no-any-return]  # a tree of Params' structure
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from attar.engine._vocabulary import END_TOKENS
 from attar.engine.config import ConfigError, LayerType, ModelConfig, RopeScaling, alternate_layers
 from attar.engine.gguf_blocks import Floats
 from attar.engine.gguf_file import GgufError, GgufFile, GgufTensor, read_gguf
@@ -43,9 +44,6 @@ _PERIOD = {"gemma2": 2, "gemma3": 6}
 
 # The 27-billion models scale queries by hidden_size / heads; the metadata has no key that says so.
 _WIDE_QUERY_LAYERS = {"gemma2": 46, "gemma3": 62}
-
-# Tokens that end a turn in the known chat formats; files often name only the token that ends a text.
-_TURN_ENDS = frozenset({"<end_of_turn>", "<|im_end|>", "<|eot_id|>", "<|eom_id|>"})
 
 
 def config_from_gguf(file: GgufFile) -> ModelConfig:
@@ -252,7 +250,7 @@ def _eos_token_ids(keys: _Keys) -> tuple[int, ...]:
                 f"{keys.file.path}: tokenizer.ggml.tokens has {len(tokens)} entries but the embedding only "
                 f"{keys.vocab_size()} rows; the file is inconsistent"
             )
-        found += [token_id for token_id, text in enumerate(tokens) if text in _TURN_ENDS]
+        found += [token_id for token_id, text in enumerate(tokens) if text in END_TOKENS]
     return tuple(dict.fromkeys(token_id for token_id in found if token_id is not None))
 
 

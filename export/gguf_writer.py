@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from attar.engine.checkpoint import load_config
+from attar.engine.checkpoint import load_config, stream_tensors
 from attar.engine.config import ModelConfig
 from attar.engine.gguf_blocks import Bytes, Floats
 from attar.engine.gguf_file import GgufFile, read_gguf
@@ -22,7 +22,7 @@ from attar.export.errors import ExportError
 from attar.export.gguf_format import TensorEntry, write_gguf
 from attar.export.gguf_metadata import build_metadata, query_fold, window_period
 from attar.quantize.policy import Assignment, Scheme, assign_types, make_scheme
-from attar.quantize.ptq import QuantizeError, QuantizeReport, TensorReport, encode_tensor, stream_tensors
+from attar.quantize.ptq import QuantizeError, QuantizeReport, TensorReport, encode_tensor
 
 
 @dataclass(frozen=True)

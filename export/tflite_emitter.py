@@ -26,7 +26,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from attar.engine.checkpoint import load_config
+from attar.engine.checkpoint import load_config, stream_tensors
 from attar.engine.config import Activation, ModelConfig
 from attar.engine.tokenizer import Tokenizer, load_tokenizer, save_tokenizer
 from attar.export import tflite_ops as ops
@@ -37,7 +37,6 @@ from attar.export.tflite_file import FLOAT32, INT32, ModelBuilder
 from attar.export.tflite_graph import GraphBuilder, Tensor
 from attar.export.tflite_reader import METADATA
 from attar.export.tflite_weights import Precision, WeightTable
-from attar.quantize.ptq import stream_tensors
 
 DEFAULT_CONTEXT_TOKENS = 1280  # every decode step attends over the whole cache, used or not
 DEFAULT_PREFILL_LENGTHS = (32, 128)  # 512 is no faster a token than 128, and each length costs loading time

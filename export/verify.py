@@ -19,13 +19,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from attar.engine.checkpoint import load_config, load_params, params_from_tensors
+from attar.engine.checkpoint import load_config, load_params, params_from_tensors, stream_tensors
 from attar.engine.config import ModelConfig
 from attar.export.errors import ExportError
 from attar.export.verify_compare import Float32, VerifiedSession, compare_logits, largest_weight_error, mean_nll
 from attar.export.verify_limits import Limits, limits_for
 from attar.export.verify_prompts import random_prompt, text_prompt
-from attar.quantize.ptq import stream_tensors
 
 
 class VerificationError(ExportError):

@@ -6,16 +6,14 @@ every other command reads, `measure_scheme` only reports, and `attar.export.gguf
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from attar.engine import gguf_reader, safetensors_files
-from attar.engine.checkpoint import PROVENANCE, check_shapes, load_config, params_from_tensors, save_model
-from attar.engine.config import ModelConfig
+from attar.engine import safetensors_files
+from attar.engine.checkpoint import PROVENANCE, load_config, params_from_tensors, save_model, stream_tensors
 from attar.engine.gguf_blocks import FORMATS, Bytes, Floats
 from attar.engine.gguf_names import hf_shapes
 from attar.quantize.blocks import dequantize, quantize
@@ -160,28 +158,6 @@ def quantize_checkpoint(source: Path, folder: Path, scheme: Scheme) -> QuantizeR
     provenance = _provenance(source) | {"quantized_from": source.name, "scheme": scheme.name}
     save_model(folder, config, params_from_tensors(config, rounded), source, provenance)
     return QuantizeReport(scheme, tuple(reports))
-
-
-def stream_tensors(source: Path, config: ModelConfig) -> Iterator[tuple[str, Floats]]:
-    """Each weight of a folder or GGUF file in turn, as float32 under its Hugging Face name.
-
-    Raises:
-      CheckpointError: If names or shapes do not fit the config.
-      GgufError: The same for a GGUF file.
-    """
-    if source.suffix == ".gguf":
-        yield from gguf_reader.iter_tensors(gguf_reader.read_gguf(source), config)
-        return
-    shards = safetensors_files.find_shards(source)
-    found: dict[str, tuple[int, ...]] = {}
-    for shard in shards:
-        found |= safetensors_files.read_shapes(shard)
-    check_shapes(str(source), config, found)
-    for shard in shards:
-        for name, weights in safetensors_files.iter_tensors(shard):
-            # A tied head may be stored as a second copy of the token table.
-            if not (config.tie_word_embeddings and name == "lm_head.weight"):
-                yield name, weights
 
 
 def _provenance(source: Path) -> dict[str, Any]:

@@ -8,13 +8,20 @@ import jax
 import numpy as np
 import pytest
 
-from attar.engine.checkpoint import CheckpointError, load_config, read_tensors, save_model, tensors_from_params
+from attar.engine.checkpoint import (
+    CheckpointError,
+    load_config,
+    read_tensors,
+    save_model,
+    stream_tensors,
+    tensors_from_params,
+)
 from attar.engine.presets import PRESETS
 from attar.engine.safetensors_files import read_json, write_safetensors
 from attar.engine.transformer import init_params
 from attar.quantize.blocks import dequantize, quantize
 from attar.quantize.policy import Assignment, make_scheme
-from attar.quantize.ptq import QuantizeError, encode_tensor, measure_scheme, quantize_checkpoint, stream_tensors
+from attar.quantize.ptq import QuantizeError, encode_tensor, measure_scheme, quantize_checkpoint
 
 CONFIG = PRESETS["tiny-llama"].replace(num_hidden_layers=1, layer_types=("full_attention",))
 
