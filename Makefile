@@ -20,7 +20,7 @@ lint: .venv-test/ready
 
 types: .venv-test/ready
 	.venv-test/bin/mypy
-	.venv-test/bin/pyright
+	.venv-test/bin/pyright --pythonpath .venv-test/bin/python
 
 bench: .venv/ready
 	.venv/bin/python -m benchmarks.road

@@ -104,6 +104,10 @@ class FastTokenizer:
             data = data[1:]
         return data.decode("utf-8", errors="replace")
 
+    def is_end(self, token_id: int, /) -> bool:
+        """Whether a token ends a generation."""
+        return token_id in self.eos_token_ids
+
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes that one token stands for; a control token gives its name.
 

@@ -40,7 +40,8 @@ def scale_frequencies(frequencies: NDArray[np.float32], scaling: RopeScaling) ->
     turns = scaling.original_max_position_embeddings * frequencies / (2 * math.pi)
     span = scaling.high_freq_factor - scaling.low_freq_factor
     kept = np.clip((turns - scaling.low_freq_factor) / span, 0.0, 1.0)
-    return ((1 - kept) * stretched + kept * frequencies).astype(np.float32)
+    blended: NDArray[np.float32] = ((1 - kept) * stretched + kept * frequencies).astype(np.float32)
+    return blended
 
 
 def rope_tables(config: ModelConfig, positions: Int[Array, "B T"]) -> Float[Array, "kinds 2 B T half"]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -18,8 +18,8 @@ class ChatTokenizer(Protocol):
     """What a conversation needs of a tokenizer."""
 
     def encode(self, text: str, *, add_special: bool = False, parse_special: bool = True) -> list[int]: ...
-    def token_bytes(self, token: int) -> bytes: ...
-    def is_end(self, token: int) -> bool: ...
+    def token_bytes(self, token: int, /) -> bytes: ...
+    def is_end(self, token: int, /) -> bool: ...
 
 
 @dataclass
@@ -64,7 +64,7 @@ class Conversation:
         self._held = []
         self.session.rewind(0)
 
-    def send(self, text: str, max_tokens: int) -> Iterator[str]:
+    def send(self, text: str, max_tokens: int) -> Generator[str, None, None]:
         """Appends a user turn and yields the reply as it is decoded.
 
         Closing the iterator (or a KeyboardInterrupt inside it) ends the reply; what was said so far stays in the

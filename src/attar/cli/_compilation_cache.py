@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 
 from attar.runtime.hub import cache_folder
@@ -9,6 +11,7 @@ from attar.runtime.hub import cache_folder
 
 def use_compilation_cache() -> None:
     """Stores compiled programs under the cache folder, unless the user's JAX settings name a place already."""
-    if jax.config.jax_compilation_cache_dir is None:
-        jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "xla"))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    settings: Any = jax.config  # its attributes are made at run time, so type checkers know none
+    if settings.jax_compilation_cache_dir is None:
+        settings.update("jax_compilation_cache_dir", str(cache_folder() / "xla"))
+        settings.update("jax_persistent_cache_min_compile_time_secs", 0.5)
