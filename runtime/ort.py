@@ -139,6 +139,8 @@ class OrtSession:
         """Runs T new tokens and returns the logits of the last `keep`, float32 [keep, V]."""
         end = self._position + ids.size
         binding = self._binding
+        if binding is None or self._model is None:
+            raise SessionError(f"{self._path}: the session is closed; open the file again")
         binding.bind_cpu_input("input_ids", ids[None])
         binding.bind_cpu_input("attention_mask", self._mask[:, :end])
         # An input that may be left out is refused by bind_cpu_input, not by this.

@@ -98,12 +98,12 @@ def _make_config(data: Path, held_out: Path | None, options: dict[str, Any]) -> 
 def _layers(text: str, teacher: str | None) -> tuple[int, ...]:
     """Layer indices as given, or a count spread evenly over the teacher's layers."""
     try:
-        numbers = tuple(int(part) for part in text.split(","))
+        count, *others = numbers = tuple(int(part) for part in text.split(","))
     except ValueError:
         raise click.UsageError(
             f"--student-layers takes indices separated by commas, or one count, got {text!r}"
         ) from None
-    if len(numbers) > 1:
+    if others:
         return numbers
     if teacher is None:
         raise click.UsageError("--student-layers takes layers of the teacher; name one with --teacher")
@@ -111,7 +111,7 @@ def _layers(text: str, teacher: str | None) -> tuple[int, ...]:
     from attar.engine.surgery import spread_layers
 
     try:
-        return tuple(spread_layers(load_config(Path(teacher)).num_hidden_layers, numbers[0]))
+        return tuple(spread_layers(load_config(Path(teacher)).num_hidden_layers, count))
     except ValueError as error:
         raise click.UsageError(f"--student-layers: {error}") from None
 

@@ -146,8 +146,8 @@ def test_figures_of_known_distributions() -> None:
 
 def test_weight_error_is_relative_to_the_row() -> None:
     weight = np.array([[1.0, -4.0], [0.0, 0.0]], np.float32)
-    assert largest_weight_error([("w", weight)], {"w": weight + np.float32([[0.5], [0.0]])}) == 0.125
-    assert largest_weight_error([("w", weight)], {"w": weight + np.float32([[0.0], [0.5]])}) == 0.5
+    assert largest_weight_error([("w", weight)], {"w": weight + np.array([[0.5], [0.0]], np.float32)}) == 0.125
+    assert largest_weight_error([("w", weight)], {"w": weight + np.array([[0.0], [0.5]], np.float32)}) == 0.5
     assert largest_weight_error([("w", weight)], {}) == np.inf
 
 
