@@ -40,10 +40,10 @@ class Plan:
     """How much is trained and measured. Equal steps for both students."""
 
     max_words: int = 32
-    teacher_steps: int = 30
+    teacher_steps: int = 20
     layers: int = 8
     start_steps: int = 40
-    steps: int = 40
+    steps: int = 60
     examples: int = 200
     scored_examples: int = 40
     seed: int = 0
@@ -95,7 +95,7 @@ class Demo:
         self._distill(self.out / "start", ["--method", "sft", *cut], plan.start_steps, learning_rate=1e-3)
         onward = ["--teacher", teacher, "--student", self.out / "start", *data]
         self._distill(self.out / "sft", ["--method", "sft", *onward], plan.steps, learning_rate=5e-4)
-        watched = ["--eval-data", self.out / "data" / "validation.jsonl", "--eval-examples", 16, "--eval-every", 30]
+        watched = ["--eval-data", self.out / "data" / "validation.jsonl", "--eval-examples", 16, "--eval-every", 60]
         self._distill(self.out / "gkd", ["--method", "gkd", *onward, *watched], plan.steps, learning_rate=5e-4)
 
     def _distill(self, run: Path, options: list[Any], steps: int, learning_rate: float) -> None:
@@ -130,6 +130,7 @@ class Demo:
         quality = self.out / f"{Path(name).name}.eval.json"
         options = ["--data", self.out / "data", "--examples", self.plan.examples, *TOKENS, "--json"]
         options += ["--teacher", self.out / "teacher", "--scored-examples", self.plan.scored_examples]
+        options += ["--batch-size", 40]
         self.attar("eval", self.out / name, *options, result=quality, stdout=quality)
         scores: dict[str, dict[str, float]] = json.loads(quality.read_text())["scores"]
         return scores

@@ -339,7 +339,9 @@ def _warnings(config: ModelConfig, checkpoint: Path, context: int) -> tuple[str,
     warnings = []
     if context < config.max_position_embeddings:
         trained = config.max_position_embeddings
-        warnings.append(f"the file holds {context} positions, the model was trained for {trained}; set context_length")
+        warnings.append(
+            f"the file holds {context} positions, the model was trained for {trained}; --context asks for more"
+        )
     if not has_tokenizer(checkpoint):
         warnings.append(f"{checkpoint} has no tokenizer, so the file runs on token ids only")
     return tuple(warnings)
