@@ -4,7 +4,7 @@ Every step is an `attar` command, printed before it runs, so that any of them ca
 result is there is not repeated: a demo that was interrupted goes on where it stopped.
 
     SmolLM2-135M-Instruct, fine-tuned to write a package's one-line summary      the teacher
-    8 of its 30 layers, first by SFT, then by SFT or by on-policy GKD           the students
+    10 of its 30 layers, first by SFT, then by SFT or by on-policy GKD           the students
     the GKD student as GGUF Q8_0, GGUF Q4_0, ONNX int8 and TFLite int8           what a phone runs
 """
 
@@ -41,9 +41,9 @@ class Plan:
 
     max_words: int = 32
     teacher_steps: int = 20
-    layers: int = 8
+    layers: int = 10
     start_steps: int = 40
-    steps: int = 60
+    steps: int = 50
     examples: int = 200
     scored_examples: int = 40
     seed: int = 0

@@ -28,7 +28,7 @@ _SHARE = click.FloatRange(0, 1)
 @click.option("--out", "run_dir", required=True, type=click.Path(path_type=Path, file_okay=False), help="Run folder.")
 @click.option("--teacher", help="Model to learn from: a name, a checkpoint folder or a GGUF.")
 @click.option("--student", help="Go on training this model (a checkpoint or run folder).")
-@click.option("--student-layers", help="Start from these layers of the teacher: '0,4,29', or a count: '10'.")
+@click.option("--student-layers", help="Start from layers of the teacher: '0,4,29', or '10' outer ones.")
 @click.option("--student-shape", help="Start from random weights in a preset's shape, or a config.json's.")
 @click.option("--method", type=click.Choice(["sft", "gkd"]), default="gkd", show_default=True, help="See below.")
 @click.option("--lambda", "on_policy_fraction", type=_SHARE, default=0.5, show_default=True, help="On-policy share.")
@@ -96,7 +96,7 @@ def _make_config(data: Path, held_out: Path | None, options: dict[str, Any]) -> 
 
 
 def _layers(text: str, teacher: str | None) -> tuple[int, ...]:
-    """Layer indices as given, or a count spread evenly over the teacher's layers."""
+    """Layer indices as given, or for a count the teacher's outer layers."""
     try:
         count, *others = numbers = tuple(int(part) for part in text.split(","))
     except ValueError:
@@ -108,10 +108,10 @@ def _layers(text: str, teacher: str | None) -> tuple[int, ...]:
     if teacher is None:
         raise click.UsageError("--student-layers takes layers of the teacher; name one with --teacher")
     from attar.engine.checkpoint import load_config
-    from attar.engine.surgery import spread_layers
+    from attar.engine.surgery import outer_layers
 
     try:
-        return tuple(spread_layers(load_config(Path(teacher)).num_hidden_layers, count))
+        return tuple(outer_layers(load_config(Path(teacher)).num_hidden_layers, count))
     except ValueError as error:
         raise click.UsageError(f"--student-layers: {error}") from None
 

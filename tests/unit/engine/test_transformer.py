@@ -15,7 +15,7 @@ from attar.engine.config import ModelConfig
 from attar.engine.kv_cache import grow_cache, init_cache
 from attar.engine.layers import embed, soft_cap
 from attar.engine.presets import PRESETS
-from attar.engine.surgery import spread_layers, take_layers
+from attar.engine.surgery import outer_layers, take_layers
 from attar.engine.transformer import Params, cached_hidden_states, param_shapes
 
 # Compiled whole: run op by op, each operation would be compiled for each shape.
@@ -196,8 +196,9 @@ def test_layers_outside_the_model_are_refused(layers: list[int]) -> None:
         take_layers(config, init_params(config, jax.random.key(0)), layers)
 
 
-def test_spread_layers_includes_both_ends() -> None:
-    assert spread_layers(30, 10) == [0, 3, 6, 10, 13, 16, 19, 23, 26, 29]
-    assert spread_layers(7, 1) == [0]
+def test_outer_layers_leave_the_middle_out() -> None:
+    assert outer_layers(30, 5) == [0, 1, 2, 28, 29]
+    assert outer_layers(7, 1) == [0]
+    assert outer_layers(3, 3) == [0, 1, 2]
     with pytest.raises(ValueError, match="got 8 and 7"):
-        spread_layers(7, 8)
+        outer_layers(7, 8)
