@@ -49,12 +49,14 @@ def evaluate_session(
       on_example: Hears how many examples are done, over both passes.
     """
     examples = data.examples
-    texts, nll = [], np.zeros(len(examples))
-    for index, example in enumerate(examples):
-        answer, nll[index] = _answer_and_score(session, example, settings.max_new_tokens, tokenizer.eos_token_ids)
+    texts, nats = [], []
+    for example in examples:
+        answer, spent = _answer_and_score(session, example, settings.max_new_tokens, tokenizer.eos_token_ids)
         texts.append(tokenizer.decode(answer).strip())
-        on_example(index + 1)
-    tokens = np.array([len(example.completion) for example in examples])
+        nats.append(spent)
+        on_example(len(texts))
+    nll, tokens = np.array(nats), np.array([len(example.completion) for example in examples])
+    nll, tokens = nll[: settings.scored_examples], tokens[: settings.scored_examples]
     scores = dict(text_scores(texts, [example.reference for example in examples]))
     scores["nll"] = nll[tokens > 0] / tokens[tokens > 0]
     if teacher is not None:

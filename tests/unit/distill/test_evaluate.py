@@ -139,7 +139,7 @@ def test_a_session_scores_as_the_jax_model(
     heard: list[int] = []
     settings = dataclasses.replace(SETTINGS, scored_examples=2)
     through = evaluate_session(ForwardSession(student), teacher, tokenizer, data, settings, heard.append)
-    direct = evaluate(student, teacher, tokenizer, data, SETTINGS)
+    direct = evaluate(student, teacher, tokenizer, data, settings)
     assert through.perplexity == pytest.approx(direct.perplexity, rel=1e-5)
     for name in ("nll", "rouge1", "rougeL", "exact"):
         assert through.scores[name].mean == pytest.approx(direct.scores[name].mean, rel=1e-5, abs=1e-7)
