@@ -4,22 +4,24 @@ PYTHON ?= python3
 DEMO_OUT ?= demo
 PIP = -m pip --disable-pip-version-check --quiet
 
-.PHONY: demo test lint types bench clean
+.PHONY: demo test lint mypy pyright bench clean
 
 demo: .venv/ready
 	.venv/bin/python -m pip --disable-pip-version-check --quiet install --no-deps .
 	.venv/bin/python examples/demo.py --out $(DEMO_OUT)
 
 test: .venv-test/ready
-	$(MAKE) --no-print-directory lint types
+	$(MAKE) --no-print-directory -j3 lint mypy pyright
 	.venv-test/bin/python -m pytest -n 2 --dist loadfile --cov --cov-report=term
 
 lint: .venv-test/ready
 	.venv-test/bin/ruff check .
 	.venv-test/bin/ruff format --check .
 
-types: .venv-test/ready
+mypy: .venv-test/ready
 	.venv-test/bin/mypy
+
+pyright: .venv-test/ready
 	.venv-test/bin/pyright --pythonpath .venv-test/bin/python
 
 bench: .venv/ready

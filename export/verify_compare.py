@@ -153,7 +153,8 @@ class ReferenceLogits:
 
     def rows(self, start: int, end: int) -> Float32:
         """Logits of positions start to end, at most _PIECE_TOKENS of them, [end - start, V]."""
-        piece = jax.lax.dynamic_slice_in_dim(self._hidden, start, _PIECE_TOKENS)
+        # Two shapes are compiled: whole pieces, and the single positions of token-by-token reading.
+        piece = jax.lax.dynamic_slice_in_dim(self._hidden, start, 1 if end - start == 1 else _PIECE_TOKENS)
         return np.asarray(_project(self._params, piece, self._config))[: end - start]
 
 
