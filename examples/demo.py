@@ -4,7 +4,7 @@ Every step is an `attar` command, printed before it runs, so that any of them ca
 result is there is not repeated: a demo that was interrupted goes on where it stopped.
 
     SmolLM2-135M-Instruct, fine-tuned to write a package's one-line summary      the teacher
-    10 of its 30 layers, first by SFT, then by SFT or by on-policy GKD           the students
+    20 of its 30 layers, first by SFT, then by SFT or by on-policy GKD           the students
     the GKD student as GGUF Q8_0, GGUF Q4_0, ONNX int8 and TFLite int8           what a phone runs
 """
 
@@ -40,12 +40,12 @@ class Plan:
     """How much is trained and measured. Equal steps for both students."""
 
     max_words: int = 32
-    teacher_steps: int = 20
-    layers: int = 10
-    start_steps: int = 40
-    steps: int = 50
+    teacher_steps: int = 16
+    layers: int = 20
+    start_steps: int = 10
+    steps: int = 24
     examples: int = 200
-    scored_examples: int = 40
+    scored_examples: int = 24
     seed: int = 0
 
 
@@ -92,11 +92,11 @@ class Demo:
             teacher, ["--method", "sft", "--student", "smollm2", *data], plan.teacher_steps, learning_rate=2e-4
         )
         cut = ["--teacher", teacher, "--student-layers", plan.layers, *data]
-        self._distill(self.out / "start", ["--method", "sft", *cut], plan.start_steps, learning_rate=1e-3)
+        self._distill(self.out / "start", ["--method", "sft", *cut], plan.start_steps, learning_rate=3e-4)
         onward = ["--teacher", teacher, "--student", self.out / "start", *data]
-        self._distill(self.out / "sft", ["--method", "sft", *onward], plan.steps, learning_rate=5e-4)
+        self._distill(self.out / "sft", ["--method", "sft", *onward], plan.steps, learning_rate=2e-4)
         watched = ["--eval-data", self.out / "data" / "validation.jsonl", "--eval-examples", 16, "--eval-every", 60]
-        self._distill(self.out / "gkd", ["--method", "gkd", *onward, *watched], plan.steps, learning_rate=5e-4)
+        self._distill(self.out / "gkd", ["--method", "gkd", *onward, *watched], plan.steps, learning_rate=2e-4)
 
     def _distill(self, run: Path, options: list[Any], steps: int, learning_rate: float) -> None:
         training = ["--steps", steps, "--learning-rate", learning_rate, "--warmup-steps", max(1, steps // 10)]
@@ -129,8 +129,8 @@ class Demo:
         """Held-out scores of a run or an exported file, by name, each with mean and interval."""
         quality = self.out / f"{Path(name).name}.eval.json"
         options = ["--data", self.out / "data", "--examples", self.plan.examples, *TOKENS, "--json"]
-        options += ["--teacher", self.out / "teacher", "--scored-examples", self.plan.scored_examples]
-        options += ["--batch-size", 40]
+        options += ["--scored-examples", self.plan.scored_examples, "--batch-size", 40]
+        options += [] if name == "teacher" else ["--teacher", self.out / "teacher"]
         self.attar("eval", self.out / name, *options, result=quality, stdout=quality)
         scores: dict[str, dict[str, float]] = json.loads(quality.read_text())["scores"]
         return scores
@@ -148,7 +148,7 @@ def make_table(rows: dict[str, dict[str, Any]]) -> Table:
         table.add_row(
             label,
             f"{100 * scores['rougeL']['mean']:.1f}",
-            f"{scores['kl_student_teacher_samples']['mean']:.3f}",
+            f"{scores['kl_student_teacher_samples']['mean']:.3f}" if label != "teacher" else "0",
             f"{row['file_bytes'] / 1e6:.0f}",
             f"{row['peak_rss_bytes'] / 1e6:.0f}",
             f"{1e3 * row['first_token_seconds']:.0f}",
