@@ -23,7 +23,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-console = Console(highlight=False)
+console = Console(highlight=False, soft_wrap=True)
 
 TOKENS = ["--max-new-tokens", "16", "--prompt-format", "plain"]
 TRAIN = [*TOKENS, "--batch-size", "8", "--prompt-buckets", "2", "--checkpoint-every", "1000"]
@@ -141,6 +141,8 @@ def make_table(rows: dict[str, dict[str, Any]]) -> Table:
     columns = ["", "ROUGE-L", "KL to teacher", "file MB", "peak RSS MB", "first token ms", "prefill t/s"]
     columns += ["decode t/s", "at 512"]
     table = Table(*columns, title="attar demo", title_justify="left", box=None, pad_edge=False, padding=(0, 2))
+    for column in table.columns:
+        column.no_wrap = True
     for column in table.columns[1:]:
         column.justify = "right"
     for label, row in rows.items():
@@ -173,7 +175,7 @@ def main() -> None:
     rows = demo.measure()
     (chosen.out / "table.json").write_text(json.dumps(rows, indent=2))
     console.print()
-    console.print(make_table(rows), soft_wrap=True)
+    console.print(make_table(rows), width=110, soft_wrap=False)
     console.print(
         "\nROUGE-L: greedy answers against the real summaries of held-out packages. KL to teacher: nats per token on\n"
         "the student's own samples, KL(student ‖ teacher). Checkpoints (the first three rows) answer in JAX and are\n"
