@@ -12,6 +12,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 out = Console(highlight=False)
+if not out.is_terminal:
+    out.width = 120  # a file or pipe has no width of its own; 80 would squeeze tables
 err = Console(stderr=True, highlight=False)
 
 
