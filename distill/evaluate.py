@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import NamedTuple
 
@@ -104,12 +104,7 @@ def evaluate(
       buckets: Shapes to pad to, such as those already compiled; None chooses two for the data.
     """
     examples = data.examples
-    buckets = buckets or choose_buckets(data, 2, 1)
-    scored = examples[: settings.scored_examples]
-    on_data = _score_all(student, None, list(_batches(scored, settings.batch_size, buckets)), len(scored))
-    scores = on_data.means()
-    if teacher is not None:
-        scores |= _divergences(student, teacher, tokenizer, scored, settings, buckets)
+    on_data, scores = _score(student, teacher, tokenizer, data, settings, buckets)
     texts = generate_texts(student, tokenizer, data, settings, buckets)
     references = [example.reference for example in examples]
     return Evaluation(
@@ -122,26 +117,32 @@ def evaluate(
     )
 
 
-def _divergences(
+def _score(
     student: Network,
-    teacher: Network,
+    teacher: Network | None,
     tokenizer: Tokenizer,
-    examples: Sequence[Example],
+    data: DataSet,
     settings: EvalSettings,
-    buckets: Buckets,
-) -> dict[str, NDArray[np.float64]]:
-    """Both divergences per token, on the data and on samples, and the sequence-level one on samples."""
-    given = list(_batches(examples, settings.batch_size, buckets))
+    buckets: Buckets | None,
+) -> tuple[_TokenScores, dict[str, NDArray[np.float64]]]:
+    """Sums on the given completions, and by name the scores per example, those on samples included."""
+    examples = data.examples[: settings.scored_examples]
+    # A batch is filled with copies of its rows, so few examples are not spread over many large ones.
+    batch_size = min(settings.batch_size, len(examples))
+    shapes = buckets or choose_buckets(replace(data, examples=examples), 1 if len(examples) == batch_size else 2, 1)
+    given = list(_batches(examples, batch_size, shapes))
+    on_data = _score_all(student, teacher, given, len(examples))
+    scores = {name if name == "nll" else f"{name}_data": values for name, values in on_data.means().items()}
+    if teacher is None:
+        return on_data, scores
     drawn = [
         (_complete(student, tokenizer, batch, settings, SamplingParams(), i), rows)
         for i, (batch, rows) in enumerate(given)
     ]
-    scores: dict[str, NDArray[np.float64]] = {}
-    for place, batches in (("data", given), ("samples", drawn)):
-        scored = _score_all(student, teacher, batches, len(examples))
-        scores |= {f"{name}_{place}": values for name, values in scored.means().items() if name != "nll"}
-    scores["kl_student_teacher_sequence"] = scored.sums["kl_student_teacher"]
-    return scores
+    on_samples = _score_all(student, teacher, drawn, len(examples))
+    scores |= {f"{name}_samples": values for name, values in on_samples.means().items() if name != "nll"}
+    scores["kl_student_teacher_sequence"] = on_samples.sums["kl_student_teacher"]
+    return on_data, scores
 
 
 def text_scores(texts: Sequence[str], references: Sequence[str]) -> dict[str, NDArray[np.float64]]:

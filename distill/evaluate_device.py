@@ -49,18 +49,21 @@ def evaluate_session(
       on_example: Hears how many examples are done, over both passes.
     """
     examples = data.examples
+    sampled = examples[: settings.scored_examples]
     texts, nats = [], []
-    for example in examples:
-        answer, spent = _answer_and_score(session, example, settings.max_new_tokens, tokenizer.eos_token_ids)
+    for index, example in enumerate(examples):
+        session.rewind(0)
+        first = np.array(session.prefill(example.prompt.tolist()))
+        if index < len(sampled):
+            nats.append(_nll(session, first, example.completion))
+            session.rewind(len(example.prompt))
+        answer = _continue_greedily(session, first, settings.max_new_tokens, tokenizer.eos_token_ids)
         texts.append(tokenizer.decode(answer).strip())
-        nats.append(spent)
         on_example(len(texts))
-    nll, tokens = np.array(nats), np.array([len(example.completion) for example in examples])
-    nll, tokens = nll[: settings.scored_examples], tokens[: settings.scored_examples]
+    nll, tokens = np.array(nats), np.array([len(example.completion) for example in sampled])
     scores = dict(text_scores(texts, [example.reference for example in examples]))
     scores["nll"] = nll[tokens > 0] / tokens[tokens > 0]
     if teacher is not None:
-        sampled = data.examples[: settings.scored_examples]
         done = len(examples)
         scores |= _divergences(session, teacher, tokenizer, sampled, settings, lambda n: on_example(done + n))
     return Evaluation(
@@ -112,20 +115,6 @@ def _draw(logits: _Floats, rng: np.random.Generator) -> int:
     return int(np.searchsorted(cumulative, rng.random() * cumulative[-1], side="right"))
 
 
-def _answer_and_score(
-    session: Session, example: Example, max_new_tokens: int, eos_token_ids: Sequence[int]
-) -> tuple[list[int], float]:
-    """The greedy answer, its end token left out, and the nats of the given completion; the prompt is read once."""
-    prompt = example.prompt.tolist()
-    session.rewind(0)
-    first = np.array(session.prefill(prompt))
-    nll = 0.0
-    if len(example.completion):
-        nll = _nll(session, first, example.completion)
-        session.rewind(len(prompt))
-    return _continue_greedily(session, first, max_new_tokens, eos_token_ids), nll
-
-
 def _continue_greedily(
     session: Session, logits: _Floats, max_new_tokens: int, eos_token_ids: Sequence[int]
 ) -> list[int]:
@@ -142,6 +131,8 @@ def _continue_greedily(
 
 def _nll(session: Session, first: _Floats, target: NDArray[np.int32]) -> float:
     """Nats of `target`, whose first token is predicted by the logits `first` [V]."""
+    if len(target) == 0:
+        return 0.0
     rest = session.score(target[:-1].tolist()) if len(target) > 1 else np.empty((0, len(first)), np.float32)
     logits = np.concatenate([first[None], rest]).astype(np.float64)  # [N, V]
     largest = logits.max(axis=1)
