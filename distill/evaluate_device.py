@@ -169,8 +169,8 @@ def _sampled(
     settings: EvalSettings,
     rng: np.random.Generator,
 ) -> Iterator[tuple[Batch, _Floats]]:
-    """For each example its sampled completion as a batch of one, padded to a few shapes, and the logits [N, V]."""
-    widths = choose_bounds([len(example.prompt) for example in examples], 3)
+    """For each example its sampled completion as a batch of one, padded to one shape, and the logits [N, V]."""
+    widths = choose_bounds([len(example.prompt) for example in examples], 1)
     for example in examples:
         tokens, logits = sample_with_session(
             session, example.prompt.tolist(), settings.max_new_tokens, tokenizer.eos_token_ids, rng

@@ -41,10 +41,10 @@ class Plan:
     """How much is trained and measured. Equal steps for both students."""
 
     max_words: int = 32
-    teacher_steps: int = 16
+    teacher_steps: int = 12
     layers: int = 20
     start_steps: int = 10
-    steps: int = 24
+    steps: int = 20
     examples: int = 200
     scored_examples: int = 24
     seed: int = 0
@@ -96,7 +96,7 @@ class Demo:
         self._distill(self.out / "start", ["--method", "sft", *cut], plan.start_steps, learning_rate=3e-4)
         onward = ["--teacher", teacher, "--student", self.out / "start", *data]
         self._distill(self.out / "sft", ["--method", "sft", *onward], plan.steps, learning_rate=2e-4)
-        watched = ["--eval-data", self.out / "data" / "validation.jsonl", "--eval-examples", 16, "--eval-every", 60]
+        watched = ["--eval-data", self.out / "data" / "validation.jsonl", "--eval-examples", 8, "--eval-every", 60]
         self._distill(self.out / "gkd", ["--method", "gkd", *onward, *watched], plan.steps, learning_rate=2e-4)
 
     def _distill(self, run: Path, options: list[Any], steps: int, learning_rate: float) -> None:
