@@ -93,8 +93,8 @@ def tokens() -> NDArray[np.int32]:
 
 def golden(name: str) -> dict[str, Any]:
     """Runs one config in transformers: its config.json, and the logits of every fifth position and token."""
-    import torch
-    import transformers
+    import torch  # pyright: ignore[reportMissingImports]
+    import transformers  # pyright: ignore[reportMissingImports]
 
     class_name, values = CONFIGS[name]
     config = getattr(transformers, class_name)(**values)
