@@ -12,7 +12,9 @@
 
 #include "quants.h"
 
-// A weight matrix as it lies in the file: w [rows, cols], row_bytes apart.
+// A weight matrix w [rows, cols] as the kernels read it.
+//   integer types: tiles of 16 rows (packed.h), 64-byte aligned; row_bytes is what a row took in the file
+//   F32, F16, BF16: rows as they lie in the file, row_bytes apart
 typedef struct {
     const uint8_t *data;
     uint64_t row_bytes;
@@ -28,13 +30,13 @@ typedef struct {
 typedef struct {
     const char *name;
 
-    // x [T, cols] -> integer groups; cols a multiple of 32.
+    // x [T, cols] -> integer groups of y.bits; cols a multiple of 32.
     void (*quantize)(const float *x, attar_act y, int32_t n_tokens, int32_t cols);
 
-    // y [T, ldy] columns row0..row1-1 = x w^T for those rows of w. x holds T tokens of w->cols values.
+    // y [T, ldy] columns row0..row1-1 = x w^T for those rows of w; row0 is a multiple of 16, row1 too or w->rows.
     // The result of each (token, row) does not depend on T, on the row range or on the number of threads.
     void (*matmul)(const attar_weight *w, int32_t row0, int32_t row1, attar_act x, int32_t n_tokens, float *y,
-                   int64_t ldy);  // integer types
+                   int64_t ldy);  // integer types, packed
     void (*matmul_f32)(const attar_weight *w, int32_t row0, int32_t row1, const float *x, int32_t n_tokens, float *y,
                        int64_t ldy);  // F32, F16, BF16; x [T, cols] float
 

@@ -53,11 +53,12 @@ typedef struct {
 // Decodes group `group` (values 32 * group ...) of a row of an integer type.
 void attar_decode_group(uint32_t type, const uint8_t *row, uint64_t group, attar_group *out);
 
-// Activations of T tokens, each of `cols` values (a multiple of 32), as integers.
+// Activations of T tokens, each of `cols` values (a multiple of 32), as integers of 8 or 16 bits.
 typedef struct {
-    int16_t *q;  // [T, cols]
-    float *d;    // [T, cols / 32], scale of each group
-    float *s;    // [T, cols / 32], d * sum of the group's q, for formats with an offset
+    void *q;       // [T, cols] int8_t, in order; or int16_t, each four (0, 1, 2, 3) stored as 0, 2, 1, 3
+    float *d;      // [T, cols / 32], scale of each group
+    int32_t *sum;  // [T, cols / 32], sum of the group's q
+    int32_t bits;  // 8: a in [-127, 127]; 16: a in [-32767, 32767]
 } attar_act;
 
 // Decodes one row to float: the specification of each format. y [cols].
