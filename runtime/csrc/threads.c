@@ -40,6 +40,7 @@ struct attar_pool {
     _Alignas(CACHE_LINE) atomic_int running;  // workers still in the current task
     _Alignas(CACHE_LINE) atomic_int arrived;  // threads waiting at the barrier
     _Alignas(CACHE_LINE) atomic_uint phase;   // raised by the last thread to arrive
+    _Alignas(CACHE_LINE) atomic_int next;     // the next work item of this phase
 };
 
 static void pause_cpu(void) {
@@ -97,6 +98,7 @@ static void raise_epoch(attar_pool *pool) {
 }
 
 void attar_pool_run(attar_pool *pool, attar_task task, void *context) {
+    atomic_store_explicit(&pool->next, 0, memory_order_relaxed);
     if (pool->n_threads > 1) {
         pool->task = task;
         pool->context = context;
@@ -109,11 +111,33 @@ void attar_pool_run(attar_pool *pool, attar_task task, void *context) {
     }
 }
 
+int32_t attar_pool_take(attar_pool *pool) {
+    if (pool->n_threads > 1) return atomic_fetch_add_explicit(&pool->next, 1, memory_order_relaxed);
+    const int32_t item = atomic_load_explicit(&pool->next, memory_order_relaxed);
+    atomic_store_explicit(&pool->next, item + 1, memory_order_relaxed);
+    return item;
+}
+
+bool attar_pool_take_range(attar_pool *pool, int32_t n, int32_t unit, int32_t *begin, int32_t *end) {
+    enum { RANGES = 4 };
+    const int32_t units = (n + unit - 1) / unit, ranges = pool->n_threads == 1 ? 1 : RANGES * pool->n_threads;
+    const int64_t step = (int64_t)((units + ranges - 1) / ranges) * unit;
+    const int64_t first = attar_pool_take(pool) * step, last = first + step;
+    *begin = (int32_t)first;
+    *end = (int32_t)(last < n ? last : n);
+    return first < n;
+}
+
 void attar_pool_barrier(attar_pool *pool) {
-    if (pool->n_threads == 1) return;
+    if (pool->n_threads == 1) {
+        atomic_store_explicit(&pool->next, 0, memory_order_relaxed);
+        return;
+    }
     const unsigned phase = atomic_load_explicit(&pool->phase, memory_order_relaxed);
     if (atomic_fetch_add_explicit(&pool->arrived, 1, memory_order_acq_rel) == pool->n_threads - 1) {
-        atomic_store_explicit(&pool->arrived, 0, memory_order_relaxed);  // nobody arrives again before `phase` rises
+        // Nobody arrives again, or takes an item, before `phase` rises.
+        atomic_store_explicit(&pool->arrived, 0, memory_order_relaxed);
+        atomic_store_explicit(&pool->next, 0, memory_order_relaxed);
         atomic_fetch_add_explicit(&pool->phase, 1, memory_order_release);
         return;
     }
@@ -152,6 +176,7 @@ static attar_pool *pool_allocate(int32_t n_threads) {
     atomic_init(&pool->running, 0);
     atomic_init(&pool->arrived, 0);
     atomic_init(&pool->phase, 0);
+    atomic_init(&pool->next, 0);
     return pool;
 }
 

@@ -1,7 +1,9 @@
 // attar.h: the public C API of the attar runtime.
 //
-// A model is an opened GGUF file: immutable, shareable between threads. A session is one token sequence with its
-// KV cache, planned and allocated when it is created; after that no call allocates. Every function that can fail
+// A model is an opened GGUF file, shareable between threads. Opening reads the metadata alone, so attar_plan can say
+// what a session would cost before anything is loaded; the first session brings the weights into memory, once for all.
+// A session is one token sequence with its KV cache, planned and allocated when it is created; after that no call
+// allocates. Every function that can fail
 // returns an attar_status and fills the caller's attar_error with one line; nothing prints, exits or aborts.
 #ifndef ATTAR_H
 #define ATTAR_H
@@ -48,11 +50,28 @@ typedef struct {
     int32_t bos_token, eos_token, eot_token;  // -1 where the file names none
 } attar_model_info;
 
+// How keys and values are cached.
+typedef enum {
+    ATTAR_KV_F16 = 0,
+    ATTAR_KV_INT8 = 1,  // a scale for each position and head: half the bytes, faster at depth, a little less exact
+} attar_kv_type;
+
+// What happens when a sequence would outgrow its context.
+typedef enum {
+    ATTAR_OVERFLOW_REFUSE = 0,  // ATTAR_ERROR_CONTEXT; nothing changes
+    // The first n_keep tokens stay, half of the others are forgotten (the oldest), the rest move down to their places.
+    ATTAR_OVERFLOW_SLIDE = 1,
+} attar_overflow;
+
 typedef struct {
-    int32_t n_ctx;           // most tokens held, at most n_ctx_train; 0 takes min(n_ctx_train, 4096)
-    int32_t n_threads;       // 0 takes the usable cores
-    int32_t n_batch;         // most prompt tokens run at once; 0 takes 256
-    uint64_t memory_budget;  // bytes for weights + cache + scratch; 0 is unlimited
+    int32_t n_ctx;            // most tokens held, at most n_ctx_train; 0 takes min(n_ctx_train, 4096)
+    int32_t n_threads;        // 0 takes the usable cores
+    int32_t n_batch;          // most prompt tokens run at once; 0 takes 256
+    int32_t activation_bits;  // 8 (or 0): fast; 16: nearly the logits of float arithmetic on the same weights
+    int32_t kv_type;          // attar_kv_type
+    int32_t overflow;         // attar_overflow
+    int32_t n_keep;           // of ATTAR_OVERFLOW_SLIDE: tokens that are never forgotten, such as a system prompt
+    uint64_t memory_budget;   // bytes for weights + cache + scratch; 0 is unlimited
 } attar_session_params;
 
 // Bytes a session needs, known before anything is allocated.
@@ -70,7 +89,7 @@ ATTAR_API const char *attar_model_metadata(const attar_model *model, const char 
 // --- session --------------------------------------------------------------------------------------------------
 ATTAR_API attar_status attar_plan(const attar_model *model, const attar_session_params *params, attar_memory *out,
                                   attar_error *error);
-ATTAR_API attar_status attar_session_create(const attar_model *model, const attar_session_params *params,
+ATTAR_API attar_status attar_session_create(attar_model *model, const attar_session_params *params,
                                             attar_session **out, attar_error *error);
 ATTAR_API void attar_session_free(attar_session *session);
 ATTAR_API int32_t attar_session_position(const attar_session *session);

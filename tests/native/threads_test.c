@@ -56,6 +56,40 @@ static void test_barrier(check *c, shared *s) {
     }
 }
 
+enum { ITEMS = 1000 };
+
+typedef struct {
+    attar_pool *pool;
+    int32_t unit;
+    int32_t seen[ITEMS];  // plain memory: each item is one thread's alone
+} handout;
+
+static void take_items(void *context, int32_t thread, int32_t n_threads) {
+    handout *h = context;
+    for (int32_t phase = 0, begin, end; phase < 3; phase++) {
+        while (attar_pool_take_range(h->pool, ITEMS, h->unit, &begin, &end)) {
+            for (int32_t i = begin; i < end; i++) h->seen[i] += begin % h->unit == 0 ? 1 : 100;
+        }
+        attar_pool_barrier(h->pool);
+        for (int32_t i; (i = attar_pool_take(h->pool)) < ITEMS;) h->seen[i] += 1;
+        if (phase < 2) attar_pool_barrier(h->pool);
+    }
+    (void)thread;
+    (void)n_threads;
+}
+
+// Every item goes to one thread, once a phase, however the threads fare.
+static void test_handout(check *c, attar_pool *pool) {
+    for (int32_t unit = 1; unit <= 64; unit *= 4) {
+        SUBJECT(c, "items in units of %d, %d threads", unit, attar_pool_size(pool));
+        handout h = {.pool = pool, .unit = unit};
+        for (int32_t round = 1; round <= 20; round++) {
+            attar_pool_run(pool, take_items, &h);
+            for (int32_t i = 0; i < ITEMS; i++) EXPECT(c, h.seen[i] == 6 * round, "item %d: %d", i, h.seen[i]);
+        }
+    }
+}
+
 // Pauses long enough for the workers to fall asleep: they must wake up, and the pool must stop while they sleep.
 static void test_sleep(check *c, shared *s) {
     SUBJECT(c, "sleep, %d threads", s->n_threads);
@@ -78,6 +112,7 @@ static void test_pool(check *c, int32_t n_threads) {
     test_run(c, &s);
     test_barrier(c, &s);
     test_sleep(c, &s);
+    test_handout(c, s.pool);
     attar_pool_free(s.pool);
 }
 
