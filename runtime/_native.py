@@ -83,8 +83,21 @@ class AttarSessionParams(ctypes.Structure):
     n_ctx: int
     n_threads: int
     n_batch: int
+    activation_bits: int
+    kv_type: int
+    overflow: int
+    n_keep: int
     memory_budget: int
-    _fields_ = (("n_ctx", c_int32), ("n_threads", c_int32), ("n_batch", c_int32), ("memory_budget", c_uint64))
+    _fields_ = (
+        ("n_ctx", c_int32),
+        ("n_threads", c_int32),
+        ("n_batch", c_int32),
+        ("activation_bits", c_int32),
+        ("kv_type", c_int32),
+        ("overflow", c_int32),
+        ("n_keep", c_int32),
+        ("memory_budget", c_uint64),
+    )
 
 
 class AttarMemory(ctypes.Structure):

@@ -1,21 +1,49 @@
 // One step's way from token ids to logits. Every thread of the pool runs run_step from top to bottom; the work inside a
-// phase is split between them, and a barrier separates phases that read each other's results. Splits are by whole
-// output rows, tokens or heads, and every sum is taken by one thread in a fixed order, so the number of threads never
-// changes a bit of the result. attention.c holds the attention phase.
+// phase is shared out, and a barrier separates phases that read each other's results. Every sum is taken by one thread
+// in a fixed order, so the number of threads never changes a bit of the result. attention.c holds the attention phase.
+//
+// Products and attention hand their work out as threads ask for it. What belongs to a token (the residual stream x, its
+// norm h) is split by tokens; a single token cannot be split, so there every thread computes x and h for itself, which
+// costs less than two more barriers a layer.
 #include "forward.h"
 
 #include <math.h>
 
 #include "attention.h"
 
-enum { ROW_UNIT = ATTAR_GROUP };  // rows of one thread start at multiples of this: a cache line, a group of activations
+enum { ROW_UNIT = ATTAR_GROUP };  // rows are handed out in multiples of this: two tiles of a weight, a group of integers
+
+// One thread's view of a step.
+typedef struct {
+    const attar_step *s;
+    int32_t thread, n_threads;
+    int32_t begin, end;  // tokens whose x and h this thread computes; rows of x, h and act that go with them
+    int32_t shift;       // row of token t is t + shift: a single token has a row of its own for every thread
+} worker;
+
+static worker make_worker(const attar_step *s, int32_t thread, int32_t n_threads) {
+    worker w = {.s = s, .thread = thread, .n_threads = n_threads, .begin = 0, .end = 1, .shift = thread};
+    if (s->n_tokens == 1) return w;
+    attar_split(s->n_tokens, 1, thread, n_threads, &w.begin, &w.end);
+    w.shift = 0;
+    return w;
+}
+
+// x and h are complete for every thread that reads them.
+static void join_tokens(const worker *w) {
+    if (w->s->n_tokens > 1) attar_pool_barrier(w->s->pool);
+}
+
+static bool take_rows(const worker *w, int32_t rows, int32_t *row0, int32_t *row1) {
+    return attar_pool_take_range(w->s->pool, rows, ROW_UNIT, row0, row1);
+}
 
 static bool is_integer(const attar_weight *w) { return attar_type_get(w->type).integer; }
 
-// `cols` values from column `col` on of token t of activations [T, width].
-static attar_act act_at(attar_act a, int32_t t, int32_t width, int32_t col) {
-    const int64_t at = (int64_t)t * width + col;
-    return (attar_act){a.q + at, a.d + at / ATTAR_GROUP, a.s + at / ATTAR_GROUP};
+// `a` from row `row` (of `width` values), column `col` on.
+static attar_act act_at(attar_act a, int32_t row, int32_t width, int32_t col) {
+    const int64_t at = (int64_t)row * width + col;
+    return (attar_act){(uint8_t *)a.q + at * a.bits / 8, a.d + at / ATTAR_GROUP, a.sum + at / ATTAR_GROUP, a.bits};
 }
 
 // Activations [T, cols] as floats, and as integers if a product wants them.
@@ -24,38 +52,41 @@ typedef struct {
     attar_act act;
 } activations;
 
-// y [T, w->rows], columns row0 to row1 - 1: in w^T.
-static void project(const attar_step *s, const attar_weight *w, int32_t row0, int32_t row1, activations in, float *y) {
+// h of the step's tokens [T, D], or this thread's own [1, D].
+static activations normed(const worker *w) {
+    const attar_scratch *a = w->s->scratch;
+    const int32_t D = w->s->model->n_embd;
+    return (activations){a->h + (int64_t)w->shift * D, act_at(a->act, w->shift, D, 0)};
+}
+
+// y [T, m->rows], columns row0 to row1 - 1: in m^T.
+static void project(const attar_step *s, const attar_weight *m, int32_t row0, int32_t row1, activations in, float *y) {
     if (row0 >= row1) return;
-    if (is_integer(w))
-        s->kernels->matmul(w, row0, row1, in.act, s->n_tokens, y, w->rows);
+    if (is_integer(m))
+        s->kernels->matmul(m, row0, row1, in.act, s->n_tokens, y, m->rows);
     else
-        s->kernels->matmul_f32(w, row0, row1, in.x, s->n_tokens, y, w->rows);
+        s->kernels->matmul_f32(m, row0, row1, in.x, s->n_tokens, y, m->rows);
 }
 
-// branch [T, D] = in w^T, this thread's share of the columns.
-static void project_branch(const attar_step *s, const attar_weight *w, activations in, int32_t thread,
-                           int32_t n_threads) {
-    int32_t row0, row1;
-    attar_split(w->rows, ROW_UNIT, thread, n_threads, &row0, &row1);
-    project(s, w, row0, row1, in, s->scratch->branch);
-}
+// --- the phases of a layer ----------------------------------------------------------------------------------------
 
-// x [T, D] = the embeddings of this thread's tokens.
-static void embed(const attar_step *s, int32_t begin, int32_t end) {
-    const attar_model *m = s->model;
-    const int32_t D = m->n_embd;
-    for (int32_t t = begin; t < end; t++) {
-        float *x = s->scratch->x + (int64_t)t * D;  // [D]
-        attar_dequantize_row(m->embed.type, m->embed.data + (uint64_t)s->tokens[t] * m->embed.row_bytes, x, (uint64_t)D);
-        if (m->family->scale_embeddings) s->kernels->scale(x, sqrtf((float)D), D);
+// x [D] of this thread's tokens = their embeddings.
+static void embed(const worker *w) {
+    const attar_step *s = w->s;
+    const int32_t D = s->model->n_embd;
+    for (int32_t t = w->begin; t < w->end; t++) {
+        float *x = s->scratch->x + (int64_t)(t + w->shift) * D;  // [D]
+        attar_weight_row(&s->model->embed, s->tokens[t], x);
+        if (s->model->family->scale_embeddings) s->kernels->scale(x, sqrtf((float)D), D);
     }
 }
 
-// cosines, sines [2, T, H/2]: the angles of this thread's tokens, for global and for local layers.
-static void prepare_rope(const attar_step *s, int32_t begin, int32_t end) {
-    const int32_t half = s->model->head_dim / 2;
-    const int32_t n_kinds = s->model->n_local_layers > 0 ? 2 : 1;
+// cosines, sines [2, T, H/2]: the angles of every token, for global and for local layers.
+static void prepare_rope(const worker *w) {
+    const attar_step *s = w->s;
+    const int32_t half = s->model->head_dim / 2, n_kinds = s->model->n_local_layers > 0 ? 2 : 1;
+    int32_t begin, end;
+    attar_split(s->n_tokens, 1, w->thread, w->n_threads, &begin, &end);
     for (int32_t kind = 0; kind < n_kinds; kind++) {
         for (int32_t t = begin; t < end; t++) {
             const int64_t at = attar_rope_at(s, kind == 1, t);
@@ -69,117 +100,116 @@ static void prepare_rope(const attar_step *s, int32_t begin, int32_t end) {
 }
 
 // x += branch (through its post-norm, where there is one), for this thread's tokens.
-static void add_branch(const attar_step *s, const float *post_norm, int32_t begin, int32_t end) {
+static void add_branch(const worker *w, const float *post_norm) {
+    const attar_step *s = w->s;
     const int32_t D = s->model->n_embd;
-    for (int32_t t = begin; t < end; t++) {
-        float *branch = s->scratch->branch + (int64_t)t * D;  // [D]
-        if (post_norm) s->kernels->rms_norm(branch, post_norm, branch, D, s->model->rms_eps);
-        s->kernels->add(s->scratch->x + (int64_t)t * D, branch, D);
+    for (int32_t t = w->begin; t < w->end; t++) {
+        float *x = s->scratch->x + (int64_t)(t + w->shift) * D, *h = s->scratch->h + (int64_t)(t + w->shift) * D;  // [D]
+        const float *branch = s->scratch->branch + (int64_t)t * D;  // [D], shared: not to be written here
+        if (post_norm) s->kernels->rms_norm(branch, post_norm, h, D, s->model->rms_eps);
+        s->kernels->add(x, post_norm ? h : branch, D);
     }
 }
 
-// h [T, D] = rms_norm(x), and act the same as integers if a product wants them, for this thread's tokens.
-static void norm(const attar_step *s, const float *weight, bool quantize, int32_t begin, int32_t end) {
+// h [D] = rms_norm(x), and act the same as integers if a product wants them, for this thread's tokens.
+static void norm(const worker *w, const float *weight, bool quantize) {
+    const attar_step *s = w->s;
     const int32_t D = s->model->n_embd;
-    for (int32_t t = begin; t < end; t++) {
-        float *h = s->scratch->h + (int64_t)t * D;  // [D]
-        s->kernels->rms_norm(s->scratch->x + (int64_t)t * D, weight, h, D, s->model->rms_eps);
-        if (quantize) s->kernels->quantize(h, act_at(s->scratch->act, t, D, 0), 1, D);
+    for (int32_t row = w->begin + w->shift; row < w->end + w->shift; row++) {
+        float *h = s->scratch->h + (int64_t)row * D;  // [D]
+        s->kernels->rms_norm(s->scratch->x + (int64_t)row * D, weight, h, D, s->model->rms_eps);
+        if (quantize) s->kernels->quantize(h, act_at(s->scratch->act, row, D, 0), 1, D);
     }
 }
 
-// Rows row0 to row1 - 1 of the stacked matrices q, k, v: [N*H + 2*K*H, D] times h.
-static void project_qkv(const attar_step *s, const attar_layer *layer, int32_t row0, int32_t row1) {
-    const activations in = {s->scratch->h, s->scratch->act};
+// q, k, v [T, N*H], [T, K*H], [T, K*H] = h times the stacked matrices [N*H + 2*K*H, D].
+static void project_qkv(const worker *w, const attar_layer *layer) {
+    const attar_scratch *a = w->s->scratch;
     const attar_weight *weights[3] = {&layer->q, &layer->k, &layer->v};
-    float *outputs[3] = {s->scratch->q, s->scratch->k, s->scratch->v};  // [T, N*H], [T, K*H], [T, K*H]
-    for (int32_t i = 0, start = 0; i < 3; start += weights[i++]->rows) {
-        const int32_t rows = weights[i]->rows;
-        const int32_t from = row0 > start ? row0 - start : 0, to = row1 - start < rows ? row1 - start : rows;
-        project(s, weights[i], from, to, in, outputs[i]);
+    float *outputs[3] = {a->q, a->k, a->v};
+    int32_t row0, row1;
+    while (take_rows(w, layer->q.rows + 2 * layer->k.rows, &row0, &row1)) {
+        for (int32_t i = 0, start = 0; i < 3; start += weights[i++]->rows) {
+            const int32_t rows = weights[i]->rows;
+            const int32_t from = row0 > start ? row0 - start : 0, to = row1 - start < rows ? row1 - start : rows;
+            project(w->s, weights[i], from, to, normed(w), outputs[i]);
+        }
     }
 }
 
-// gate [T, F], columns row0 to row1 - 1 = activation(gate_proj h) * (up_proj h); and gate_act, if down_proj wants it.
-static void gated_mlp(const attar_step *s, const attar_layer *layer, int32_t row0, int32_t row1) {
-    const attar_kernels *kernels = s->kernels;
-    const int32_t F = s->model->n_ff, n = row1 - row0;
-    const activations in = {s->scratch->h, s->scratch->act};
-    project(s, &layer->gate, row0, row1, in, s->scratch->gate);
-    project(s, &layer->up, row0, row1, in, s->scratch->up);
-    for (int32_t t = 0; t < s->n_tokens && n > 0; t++) {
-        float *gate = s->scratch->gate + (int64_t)t * F + row0;  // [n]
-        const float *up = s->scratch->up + (int64_t)t * F + row0;
-        if (s->model->family->gelu)
-            kernels->gelu_mul(gate, up, gate, n);
-        else
-            kernels->silu_mul(gate, up, gate, n);
-        if (is_integer(&layer->down)) kernels->quantize(gate, act_at(s->scratch->gate_act, t, F, row0), 1, n);
+// branch [T, D] = in m^T.
+static void project_branch(const worker *w, const attar_weight *m, activations in) {
+    int32_t row0, row1;
+    while (take_rows(w, m->rows, &row0, &row1)) project(w->s, m, row0, row1, in, w->s->scratch->branch);
+}
+
+// gate [T, F] = activation(gate_proj h) * (up_proj h), and gate_act the same as integers if down_proj wants them.
+static void gated_mlp(const worker *w, const attar_layer *layer) {
+    const attar_step *s = w->s;
+    const attar_scratch *a = s->scratch;
+    const int32_t F = s->model->n_ff;
+    int32_t row0, row1;
+    while (take_rows(w, F, &row0, &row1)) {
+        project(s, &layer->gate, row0, row1, normed(w), a->gate);
+        project(s, &layer->up, row0, row1, normed(w), a->up);
+        for (int32_t t = 0; t < s->n_tokens; t++) {
+            float *gate = a->gate + (int64_t)t * F + row0;      // [row1 - row0]
+            const float *up = a->up + (int64_t)t * F + row0;
+            (s->model->family->gelu ? s->kernels->gelu_mul : s->kernels->silu_mul)(gate, up, gate, row1 - row0);
+            if (is_integer(&layer->down)) s->kernels->quantize(gate, act_at(a->gate_act, t, F, row0), 1, row1 - row0);
+        }
     }
 }
 
 // logits [n_logits, V] of the last tokens: rms_norm, head, soft cap.
-static void project_head(const attar_step *s, int32_t thread, int32_t n_threads) {
+static void project_head(const worker *w) {
+    const attar_step *s = w->s;
     const attar_model *m = s->model;
-    const int32_t D = m->n_embd, V = m->n_vocab, first = s->n_tokens - s->n_logits;
-    int32_t begin, end, row0, row1;
-    attar_split(s->n_logits, 1, thread, n_threads, &begin, &end);
-    norm(s, m->output_norm, is_integer(&m->head), first + begin, first + end);
-    attar_pool_barrier(s->pool);
-    attar_split(V, ROW_UNIT, thread, n_threads, &row0, &row1);
-    if (row0 >= row1) return;
-    const attar_act act = act_at(s->scratch->act, first, D, 0);
-    if (is_integer(&m->head))
-        s->kernels->matmul(&m->head, row0, row1, act, s->n_logits, s->logits, V);
-    else
-        s->kernels->matmul_f32(&m->head, row0, row1, s->scratch->h + (int64_t)first * D, s->n_logits, s->logits, V);
-    for (int32_t t = 0; t < s->n_logits && m->final_cap > 0.0F; t++)
-        s->kernels->soft_cap(s->logits + (int64_t)t * V + row0, m->final_cap, row1 - row0);
+    const int32_t D = m->n_embd, V = m->n_vocab, first = s->n_tokens - s->n_logits + w->shift;
+    norm(w, m->output_norm, is_integer(&m->head));
+    join_tokens(w);
+    const activations in = {s->scratch->h + (int64_t)first * D, act_at(s->scratch->act, first, D, 0)};
+    int32_t row0, row1;
+    while (take_rows(w, V, &row0, &row1)) {
+        if (is_integer(&m->head))
+            s->kernels->matmul(&m->head, row0, row1, in.act, s->n_logits, s->logits, V);
+        else
+            s->kernels->matmul_f32(&m->head, row0, row1, in.x, s->n_logits, s->logits, V);
+        for (int32_t t = 0; t < s->n_logits && m->final_cap > 0.0F; t++)
+            s->kernels->soft_cap(s->logits + (int64_t)t * V + row0, m->final_cap, row1 - row0);
+    }
 }
 
-static void run_layer(const attar_step *s, int32_t index, int32_t thread, int32_t n_threads) {
+static void run_layer(const worker *w, int32_t index) {
+    const attar_step *s = w->s;
     const attar_layer *layer = &s->model->layers[index];
     const attar_scratch *a = s->scratch;
-    int32_t begin, end, row0, row1;
-    attar_split(s->n_tokens, 1, thread, n_threads, &begin, &end);
 
-    norm(s, layer->attn_norm, is_integer(&layer->q) || is_integer(&layer->k) || is_integer(&layer->v), begin, end);
+    norm(w, layer->attn_norm, is_integer(&layer->q) || is_integer(&layer->k) || is_integer(&layer->v));
+    join_tokens(w);
+    project_qkv(w, layer);
+    attar_pool_barrier(s->pool);
+    attar_attention(s, index, w->thread, w->n_threads);  // q, k, v -> mixed [T, N*H], and act if o_proj wants it
+    attar_pool_barrier(s->pool);
+    project_branch(w, &layer->o, (activations){a->mixed, a->act});
     attar_pool_barrier(s->pool);
 
-    attar_split(layer->q.rows + 2 * layer->k.rows, ROW_UNIT, thread, n_threads, &row0, &row1);
-    project_qkv(s, layer, row0, row1);
+    add_branch(w, layer->post_attention_norm);
+    norm(w, layer->ffn_norm, is_integer(&layer->gate) || is_integer(&layer->up));
+    join_tokens(w);
+    gated_mlp(w, layer);
     attar_pool_barrier(s->pool);
-
-    attar_attention(s, index, thread, n_threads);  // q, k, v -> mixed, and act if o_proj wants it
+    project_branch(w, &layer->down, (activations){a->gate, a->gate_act});
     attar_pool_barrier(s->pool);
-
-    project_branch(s, &layer->o, (activations){a->mixed, a->act}, thread, n_threads);
-    attar_pool_barrier(s->pool);
-
-    add_branch(s, layer->post_attention_norm, begin, end);
-    norm(s, layer->ffn_norm, is_integer(&layer->gate) || is_integer(&layer->up), begin, end);
-    attar_pool_barrier(s->pool);
-
-    attar_split(s->model->n_ff, ROW_UNIT, thread, n_threads, &row0, &row1);
-    gated_mlp(s, layer, row0, row1);
-    attar_pool_barrier(s->pool);
-
-    project_branch(s, &layer->down, (activations){a->gate, a->gate_act}, thread, n_threads);
-    attar_pool_barrier(s->pool);
-
-    add_branch(s, layer->post_ffw_norm, begin, end);
+    add_branch(w, layer->post_ffw_norm);
 }
 
 static void run_step(void *context, int32_t thread, int32_t n_threads) {
-    const attar_step *s = context;
-    int32_t begin, end;
-    attar_split(s->n_tokens, 1, thread, n_threads, &begin, &end);
-    embed(s, begin, end);
-    prepare_rope(s, begin, end);
-    for (int32_t i = 0; i < s->model->n_layers; i++) run_layer(s, i, thread, n_threads);
-    if (s->n_logits == 0) return;
-    attar_pool_barrier(s->pool);  // the head splits the last tokens, not all of them
-    project_head(s, thread, n_threads);
+    const worker w = make_worker(context, thread, n_threads);
+    embed(&w);
+    prepare_rope(&w);
+    for (int32_t i = 0; i < w.s->model->n_layers; i++) run_layer(&w, i);
+    if (w.s->n_logits > 0) project_head(&w);
 }
 
 void attar_forward(attar_step *step) { attar_pool_run(step->pool, run_step, step); }

@@ -46,11 +46,13 @@ static attar_status bind_matrix(binder *b, const char *suffix, int32_t rows, int
     attar_status status = find_tensor(b, suffix, optional, &t);
     if (status != ATTAR_OK || !t) return status;
     status = check_shape(b, t, rows, cols);
+    if (status != ATTAR_OK) return status;
     *out = (attar_weight){t->data, attar_row_bytes(t->type, (uint64_t)cols), t->type, rows, cols};
-    return status;
+    attar_weights_add_matrix(&b->model->weights, out);
+    return ATTAR_OK;
 }
 
-// A float vector [n], read in place.
+// A float vector [n].
 static attar_status bind_vector(binder *b, const char *suffix, int32_t n, bool optional, const float **out) {
     const gguf_tensor *t;
     attar_status status = find_tensor(b, suffix, optional, &t);
@@ -58,8 +60,11 @@ static attar_status bind_vector(binder *b, const char *suffix, int32_t n, bool o
     if (t->type != ATTAR_F32)
         return attar_fail(b->error, ATTAR_ERROR_MODEL, "%s: tensor %.*s must be F32, got %s", b->path,
                           (int)t->name.length, t->name.data, attar_type_get(t->type).name);
-    *out = (const float *)(const void *)t->data;  // the loader checked its alignment
-    return check_shape(b, t, 1, n);
+    status = check_shape(b, t, 1, n);
+    if (status != ATTAR_OK) return status;
+    *out = (const float *)(const void *)t->data;  // gguf_open checked its alignment
+    attar_weights_add_vector(&b->model->weights, out, n);
+    return ATTAR_OK;
 }
 
 static attar_status bind_layer(binder *b, attar_layer *layer) {
@@ -112,8 +117,9 @@ static attar_status bind_vocabulary(binder *b) {
                           embed->dims[1]);
     m->n_vocab = (int32_t)embed->dims[1];
     status = bind_matrix(b, "token_embd.weight", m->n_vocab, m->n_embd, false, &m->embed);
-    m->head = m->embed;  // tied, unless the file says otherwise
     if (status == ATTAR_OK) status = bind_matrix(b, "output.weight", m->n_vocab, m->n_embd, true, &m->head);
+    m->tied = m->head.data == NULL;
+    if (m->tied) m->head = m->embed;
     if (status == ATTAR_OK) status = bind_vector(b, "output_norm.weight", m->n_embd, false, &m->output_norm);
     if (status == ATTAR_OK) status = bind_rope_freqs(b);
     return status;
@@ -137,7 +143,8 @@ static attar_status finish(binder *b) {
 static attar_status bind_tensors(const char *path, attar_model *model, attar_error *error) {
     binder b = {path, model, error, calloc(gguf_tensor_count(model->file) + 1, sizeof(bool)), -1};
     if (!b.used) return attar_fail(error, ATTAR_ERROR_MEMORY, "%s: out of memory", path);
-    attar_status status = bind_vocabulary(&b);
+    attar_status status = attar_weights_init(&model->weights, gguf_tensor_count(model->file), error);
+    if (status == ATTAR_OK) status = bind_vocabulary(&b);
     for (int32_t i = 0; i < model->n_layers && status == ATTAR_OK; i++) {
         b.layer = i;
         status = bind_layer(&b, &model->layers[i]);
@@ -151,6 +158,7 @@ attar_status attar_model_open(const char *path, attar_model **out, attar_error *
     *out = NULL;
     attar_model *model = calloc(1, sizeof *model);
     if (!model) return attar_fail(error, ATTAR_ERROR_MEMORY, "%s: out of memory", path);
+    pthread_mutex_init(&model->loading, NULL);
     attar_status status = gguf_open(path, &model->file, error);
     if (status == ATTAR_OK) status = attar_config_read(path, model, error);
     if (status == ATTAR_OK) status = bind_tensors(path, model, error);
@@ -163,9 +171,26 @@ attar_status attar_model_open(const char *path, attar_model **out, attar_error *
 
 void attar_model_free(attar_model *model) {
     if (!model) return;
+    attar_weights_free(&model->weights);
     gguf_close(model->file);
+    pthread_mutex_destroy(&model->loading);
     free(model->layers);
     free(model);
+}
+
+attar_status attar_model_load(attar_model *model, attar_pool *pool, attar_error *error) {
+    attar_status status = ATTAR_OK;
+    pthread_mutex_lock(&model->loading);
+    if (!model->weights.memory) {
+        status = attar_weights_load(&model->weights, pool, error);
+        if (model->tied) model->head = model->embed;
+    }
+    pthread_mutex_unlock(&model->loading);
+    return status;
+}
+
+uint64_t attar_model_loaded_bytes(const attar_model *model) {
+    return model->weights.memory_bytes + model->weights.mapped_bytes;
 }
 
 static int32_t token_id(const attar_model *model, const char *key) {

@@ -1,12 +1,16 @@
 // model.h: a decoder's hyperparameters and weights, as forward.c reads them.
 //
 // Built once from a checked GGUF file: every tensor's shape agrees with the hyperparameters, every pointer lies inside
-// the mapping, and no tensor of the file is left unused. Dimension letters as in forward.h.
+// the mapping, and no tensor of the file is left unused. attar_model_load then brings the weights into memory
+// (weights.h). Dimension letters as in forward.h.
 #ifndef ATTAR_MODEL_H
 #define ATTAR_MODEL_H
 
+#include <pthread.h>
+
 #include "gguf.h"
 #include "kernels.h"
+#include "weights.h"
 
 // What an architecture is. Everything that differs between families is a field here, never a branch on the name.
 typedef struct {
@@ -51,10 +55,19 @@ struct attar_model {
     const float *rope_freqs;              // [H/2] divisors of the global layers' frequencies, or NULL (Llama 3)
 
     attar_weight embed;                   // [V, D]
-    attar_weight head;                    // [V, D]; the embedding again where the file has no output.weight
+    attar_weight head;                    // [V, D]; the embedding again where `tied`
+    bool tied;                            // the file has no output.weight
     const float *output_norm;             // [D]
     attar_layer *layers;                  // [L]
-    uint64_t weight_bytes, n_parameters;
+    uint64_t weight_bytes, n_parameters;  // weight_bytes: of the tensors in the file
+    attar_weights weights;
+    pthread_mutex_t loading;              // held while the weights are brought into memory
 };
+
+// Brings the weights into memory unless they are there; the first session's pool does the work for all.
+attar_status attar_model_load(attar_model *model, attar_pool *pool, attar_error *error);
+
+// Bytes that the loaded weights occupy, before or after loading.
+uint64_t attar_model_loaded_bytes(const attar_model *model);
 
 #endif

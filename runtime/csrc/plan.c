@@ -21,10 +21,10 @@ static void *take(arena *a, int64_t count, size_t item_bytes) {
 
 static float *take_floats(arena *a, int64_t count) { return take(a, count, sizeof(float)); }
 
-static attar_act take_act(arena *a, int64_t n_tokens, int64_t cols) {
+static attar_act take_act(arena *a, int64_t n_tokens, int64_t cols, int32_t bits) {
     const int64_t groups = n_tokens * cols / ATTAR_GROUP + 1;  // where cols is no multiple, no integers are used
-    return (attar_act){.q = take(a, n_tokens * cols, sizeof(int16_t)), .d = take_floats(a, groups),
-                       .s = take_floats(a, groups)};
+    return (attar_act){.q = take(a, n_tokens * cols, (size_t)bits / 8), .d = take_floats(a, groups),
+                       .sum = take(a, groups, sizeof(int32_t)), .bits = bits};
 }
 
 uint64_t attar_scratch_place(const attar_model *model, const attar_session_plan *plan, uint8_t *memory,
@@ -32,15 +32,15 @@ uint64_t attar_scratch_place(const attar_model *model, const attar_session_plan 
     arena a = {memory, 0};
     const int64_t B = plan->n_batch, D = model->n_embd, F = model->n_ff, H = model->head_dim;
     const int64_t NH = model->n_heads * H, KH = model->n_kv_heads * H, G = model->n_heads / model->n_kv_heads;
-    const int64_t W = D > NH ? D : NH;
+    const int64_t W = D > NH ? D : NH, P = B > plan->n_threads ? B : plan->n_threads;
     const int64_t chunks = (plan->n_ctx + ATTAR_DECODE_CHUNK - 1) / ATTAR_DECODE_CHUNK;
     *s = (attar_scratch){
         .cache_layers = take(&a, model->n_layers, sizeof *s->cache_layers),
         .inverse_frequencies = take(&a, H, sizeof *s->inverse_frequencies),
         .cosines = take_floats(&a, B * H),
         .sines = take_floats(&a, B * H),
-        .x = take_floats(&a, B * D),
-        .h = take_floats(&a, B * D),
+        .x = take_floats(&a, P * D),
+        .h = take_floats(&a, P * D),
         .q = take_floats(&a, B * NH),
         .k = take_floats(&a, B * KH),
         .v = take_floats(&a, B * KH),
@@ -48,8 +48,8 @@ uint64_t attar_scratch_place(const attar_model *model, const attar_session_plan 
         .branch = take_floats(&a, B * D),
         .gate = take_floats(&a, B * F),
         .up = take_floats(&a, B * F),
-        .act = take_act(&a, B, W),
-        .gate_act = take_act(&a, B, F),
+        .act = take_act(&a, P, W, plan->activation_bits),
+        .gate_act = take_act(&a, B, F, plan->activation_bits),
         .states = take(&a, plan->n_threads * G, sizeof *s->states),
         .scores = take_floats(&a, plan->n_threads * G * ATTAR_ATTEND_CHUNK),
         .chunk_states = take(&a, chunks * model->n_heads, sizeof *s->chunk_states),
@@ -66,7 +66,7 @@ static attar_status check_range(const char *name, int32_t value, int32_t high, a
 static void measure(const attar_model *model, attar_session_plan *plan) {
     attar_scratch unplaced;
     plan->memory = (attar_memory){
-        .weight_bytes = model->weight_bytes,
+        .weight_bytes = attar_model_loaded_bytes(model),
         .cache_bytes = attar_cache_bytes(model, plan->n_ctx, plan->n_batch),
         .scratch_bytes = attar_scratch_place(model, plan, NULL, &unplaced),
     };
@@ -103,18 +103,37 @@ static attar_status check_budget(const attar_model *model, const attar_session_p
                       plan->memory.scratch_bytes, budget, remedy, fits);
 }
 
-attar_status attar_plan_make(const attar_model *model, const attar_session_params *params, attar_session_plan *plan,
-                             attar_error *error) {
+static attar_status check_params(const attar_model *model, const attar_session_params *params, attar_error *error) {
     // Positions past the trained context give text that looks right and is not: refused rather than served.
     attar_status status = check_range("n_ctx", params->n_ctx, model->n_ctx_train, error);
     if (status == ATTAR_OK) status = check_range("n_threads", params->n_threads, MAX_THREADS, error);
     if (status == ATTAR_OK) status = check_range("n_batch", params->n_batch, MAX_BATCH, error);
+    if (status == ATTAR_OK) status = check_range("kv_type", params->kv_type, ATTAR_KV_INT8, error);
+    if (status == ATTAR_OK) status = check_range("overflow", params->overflow, ATTAR_OVERFLOW_SLIDE, error);
+    const int32_t bits = params->activation_bits;
+    if (status == ATTAR_OK && bits != 0 && bits != 8 && bits != 16)
+        status = attar_fail(error, ATTAR_ERROR_ARGUMENT, "activation_bits must be 8 (or 0) or 16, got %d", bits);
+    return status;
+}
+
+attar_status attar_plan_make(const attar_model *model, const attar_session_params *params, attar_session_plan *plan,
+                             attar_error *error) {
+    attar_status status = check_params(model, params, error);
     if (status != ATTAR_OK) return status;
     int32_t context = model->n_ctx_train < DEFAULT_CONTEXT ? model->n_ctx_train : DEFAULT_CONTEXT;
-    plan->n_ctx = params->n_ctx > 0 ? params->n_ctx : context;
-    plan->n_threads = params->n_threads > 0 ? params->n_threads : attar_usable_cores();
-    plan->n_batch = params->n_batch > 0 ? params->n_batch : DEFAULT_BATCH;
+    *plan = (attar_session_plan){
+        .n_ctx = params->n_ctx > 0 ? params->n_ctx : context,
+        .n_threads = params->n_threads > 0 ? params->n_threads : attar_usable_cores(),
+        .n_batch = params->n_batch > 0 ? params->n_batch : DEFAULT_BATCH,
+        .activation_bits = params->activation_bits > 0 ? params->activation_bits : 8,
+        .kv_type = (attar_kv_type)params->kv_type,
+        .overflow = (attar_overflow)params->overflow,
+        .n_keep = params->n_keep,
+    };
     if (plan->n_batch > plan->n_ctx) plan->n_batch = plan->n_ctx;
+    if (plan->n_keep < 0 || plan->n_keep > plan->n_ctx / 2)
+        return attar_fail(error, ATTAR_ERROR_ARGUMENT, "n_keep must be 0 to half of the context (%d), got %d",
+                          plan->n_ctx / 2, plan->n_keep);
     measure(model, plan);
     return check_budget(model, plan, params->memory_budget, error);
 }

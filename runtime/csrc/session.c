@@ -28,7 +28,7 @@ static attar_status allocate_memory(attar_session *s, attar_error *error) {
                       (unsigned long long)(s->plan.memory.cache_bytes + s->plan.memory.scratch_bytes), s->plan.n_ctx);
 }
 
-attar_status attar_session_create(const attar_model *model, const attar_session_params *params, attar_session **out,
+attar_status attar_session_create(attar_model *model, const attar_session_params *params, attar_session **out,
                                   attar_error *error) {
     *out = NULL;
     attar_session *s = calloc(1, sizeof *s);
@@ -38,6 +38,7 @@ attar_status attar_session_create(const attar_model *model, const attar_session_
     attar_status status = attar_plan_make(model, params, &s->plan, error);
     if (status == ATTAR_OK) status = allocate_memory(s, error);
     if (status == ATTAR_OK) status = attar_pool_create(s->plan.n_threads, &s->pool, error);
+    if (status == ATTAR_OK) status = attar_model_load(model, s->pool, error);
     if (status != ATTAR_OK) {
         attar_session_free(s);
         return status;
