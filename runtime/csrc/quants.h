@@ -4,9 +4,9 @@
 //     w_i = scale * q_i + offset,   q_i an integer of at most 8 bits,
 // so a row times an activation vector x is   sum_groups  scale * sum(q_i x_i) + offset * sum(x_i).
 //
-// Activations are rounded to 16-bit integers per group of 32 (attar_act): x_i ~ d * a_i, a_i in [-32767, 32767]. The
-// rounding error is 2^-16 of the group's maximum, so logits agree with float arithmetic to about 1e-3, while the
-// products stay integer (vpmaddwd, vpdpwssd). Eight-bit activations are a later choice, not a replacement.
+// Activations are rounded to integers per group of 32 (attar_act): x_i ~ d * a_i, so that products stay integer. With 8
+// bits the rounding error is 1/254 of the group's largest value; that is the fast form. With 16 bits it is 2^-16 of it,
+// and logits agree with float arithmetic to about 1e-3.
 #ifndef ATTAR_QUANTS_H
 #define ATTAR_QUANTS_H
 
@@ -53,13 +53,20 @@ typedef struct {
 // Decodes group `group` (values 32 * group ...) of a row of an integer type.
 void attar_decode_group(uint32_t type, const uint8_t *row, uint64_t group, attar_group *out);
 
-// Activations of T tokens, each of `cols` values (a multiple of 32), as integers of 8 or 16 bits.
+// Activations of T tokens, each of `cols` values (a multiple of 32), as integers of 8 or 16 bits. Each half of a group
+// (16 values) has its sum, since Q6_K's scales change there; with 8 bits that is a pair of int16, so that kernels can
+// start 16-bit sums with it: the low one of the values whose index is 0 or 1 modulo 4, the high one of the others.
 typedef struct {
     void *q;       // [T, cols] int8_t, in order; or int16_t, each four (0, 1, 2, 3) stored as 0, 2, 1, 3
     float *d;      // [T, cols / 32], scale of each group
-    int32_t *sum;  // [T, cols / 32], sum of the group's q
+    int32_t *sum;  // [T, cols / 16], sum of each half-group's q: a pair of int16, or one int32
     int32_t bits;  // 8: a in [-127, 127]; 16: a in [-32767, 32767]
 } attar_act;
+
+// The sum of a half-group's values.
+static inline int32_t attar_act_sum(int32_t bits, int32_t sum) {
+    return bits == 8 ? (int16_t)(sum & 0xFFFF) + (sum >> 16) : sum;
+}
 
 // Decodes one row to float: the specification of each format. y [cols].
 void attar_dequantize_row(uint32_t type, const uint8_t *row, float *y, uint64_t cols);
