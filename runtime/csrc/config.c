@@ -65,11 +65,6 @@ static attar_status read_float(reader *r, const char *suffix, double low, double
 
 static attar_status read_family(reader *r) {
     gguf_string name = {"", 0};
-    int64_t parts = 1;
-    if (gguf_get_i64(gguf_find(r->model->file, "split.count"), &parts) && parts > 1)
-        return attar_fail(r->error, ATTAR_ERROR_MODEL,
-                          "%s: one of %" PRId64 " parts of a model; join them into one file first (gguf-split --merge)",
-                          r->path, parts);
     if (!gguf_get_string(gguf_find(r->model->file, "general.architecture"), &name))
         return attar_fail(r->error, ATTAR_ERROR_MODEL, "%s: metadata lacks general.architecture", r->path);
     for (size_t i = 0; i < sizeof FAMILIES / sizeof *FAMILIES; i++) {
@@ -142,6 +137,35 @@ static attar_status read_scales(reader *r) {
     return status;
 }
 
+static bool is(gguf_string s, const char *word) { return s.length == strlen(word) && memcmp(s.data, word, s.length) == 0; }
+
+// The pair that turns `rotations` times within the trained context (YaRN, appendix A.2, as its code has it).
+static double yarn_pair(const attar_model *m, double trained, double rotations) {
+    return m->head_dim * log(trained / (rotations * 2.0 * 3.14159265358979323846)) / (2.0 * log(m->rope_base));
+}
+
+// Peng et al., 2023, arXiv:2309.00071: pairs that turn often keep their frequency, slow ones are interpolated, and
+// cosines and sines grow by 0.1 ln(factor) + 1.
+static attar_status read_yarn(reader *r, double factor) {
+    attar_model *m = r->model;
+    double trained = 0, fast = 0, slow = 0, attention = 0;
+    attar_status status = read_float(r, "rope.scaling.original_context_length", 1.0, m->n_ctx_train, &trained);
+    if (status == ATTAR_OK) status = read_float(r, "rope.scaling.yarn_beta_fast", 0.001, 32.0, &fast);
+    if (status == ATTAR_OK) status = read_float(r, "rope.scaling.yarn_beta_slow", 0.001, 1.0, &slow);
+    if (status == ATTAR_OK) status = read_float(r, "rope.scaling.attn_factor", 0.001, 1.0, &attention);
+    if (status != ATTAR_OK) return status;
+    if (factor < 1.0 || m->rope_base <= 1.0)
+        return attar_fail(r->error, ATTAR_ERROR_MODEL, "%s: YaRN needs rope.scaling.factor >= 1 and rope.freq_base > 1, got %g and %g",
+                          r->path, factor, m->rope_base);
+    m->yarn = true;
+    m->yarn_low = fmax(floor(yarn_pair(m, trained, fast)), 0.0);
+    m->yarn_high = fmin(ceil(yarn_pair(m, trained, slow)), m->head_dim - 1.0);
+    m->rope_magnitude = attention * (0.1 * log(factor) + 1.0);
+    const double reach = fmin(trained * factor, MAX_CONTEXT);
+    if (reach > m->n_ctx_train) m->n_ctx_train = (int32_t)reach;
+    return ATTAR_OK;
+}
+
 static attar_status read_rope(reader *r) {
     attar_model *m = r->model;
     attar_status status = read_float(r, "rope.freq_base", 1.0, 10000.0, &m->rope_base);
@@ -152,16 +176,17 @@ static attar_status read_rope(reader *r) {
     if (status == ATTAR_OK) status = read_float(r, "rope.scaling.factor", 0.0, 1.0, &factor);
     if (status != ATTAR_OK) return status;
     gguf_string kind = {"none", 4};
-    bool stated = gguf_get_string(find(r, "rope.scaling.type"), &kind);
-    bool linear = kind.length == 6 && memcmp(kind.data, "linear", 6) == 0;
-    if (!linear && !(kind.length == 4 && memcmp(kind.data, "none", 4) == 0))
-        return attar_fail(r->error, ATTAR_ERROR_MODEL, "%s: %s must be none or linear, got \"%.*s\"", r->path, r->key,
-                          kind.length < 64 ? (int)kind.length : 64, kind.data);
+    const bool stated = gguf_get_string(find(r, "rope.scaling.type"), &kind), yarn = is(kind, "yarn");
+    const bool linear = is(kind, "linear");
+    if (!linear && !yarn && !is(kind, "none"))
+        return attar_fail(r->error, ATTAR_ERROR_MODEL, "%s: %s must be none, linear or yarn, got \"%.*s\"", r->path,
+                          r->key, kind.length < 64 ? (int)kind.length : 64, kind.data);
     // A factor without a type means linear (older converters); a stated "none" switches it off; 0 means unscaled.
-    bool scaled = (linear || !stated) && factor > 0.0;
+    const bool scaled = (linear || yarn || !stated) && factor > 0.0;
     m->rope_scale = scaled ? 1.0 / factor : 1.0;
     m->rope_local_scale = m->family->scale_local_rope ? m->rope_scale : 1.0;
-    return ATTAR_OK;
+    m->rope_magnitude = 1.0;
+    return yarn && scaled ? read_yarn(r, factor) : ATTAR_OK;
 }
 
 // Reads attention.sliding_window_pattern: a period (every n-th layer is global) or one flag a layer (true: local).

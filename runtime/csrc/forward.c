@@ -10,6 +10,7 @@
 #include <math.h>
 
 #include "attention.h"
+#include "rope.h"
 
 enum { ROW_UNIT = ATTAR_GROUP };  // rows are handed out in multiples of this: two tiles of a weight, a group of integers
 
@@ -90,11 +91,8 @@ static void prepare_rope(const worker *w) {
     for (int32_t kind = 0; kind < n_kinds; kind++) {
         for (int32_t t = begin; t < end; t++) {
             const int64_t at = attar_rope_at(s, kind == 1, t);
-            for (int32_t j = 0; j < half; j++) {
-                double angle = (s->position + t) * s->scratch->inverse_frequencies[kind * half + j];
-                s->scratch->cosines[at + j] = (float)cos(angle);
-                s->scratch->sines[at + j] = (float)sin(angle);
-            }
+            attar_rope_angles(s->model, kind == 1, s->scratch->inverse_frequencies + kind * half, s->position + t,
+                              s->scratch->cosines + at, s->scratch->sines + at);
         }
     }
 }
@@ -213,13 +211,3 @@ static void run_step(void *context, int32_t thread, int32_t n_threads) {
 }
 
 void attar_forward(attar_step *step) { attar_pool_run(step->pool, run_step, step); }
-
-void attar_rope_frequencies(const attar_model *model, double *out) {
-    const int32_t half = model->head_dim / 2;
-    for (int32_t j = 0; j < half; j++) {
-        const double exponent = -2.0 * j / model->head_dim;
-        const double divisor = model->rope_freqs ? model->rope_freqs[j] : 1.0;
-        out[j] = pow(model->rope_base, exponent) * model->rope_scale / divisor;
-        out[half + j] = pow(model->rope_local_base, exponent) * model->rope_local_scale;
-    }
-}

@@ -24,7 +24,4 @@ typedef struct {
 
 void attar_forward(attar_step *step);
 
-// RoPE frequencies [2, H/2] in radians a position: global layers, then local layers.
-void attar_rope_frequencies(const attar_model *model, double *out);
-
 #endif

@@ -26,8 +26,10 @@ struct gguf_file {
     uint64_t size;
     gguf_kv *kvs;  // sorted by key
     uint64_t n_kv;
-    gguf_tensor *tensors;  // sorted by name
+    gguf_tensor *tensors;  // sorted by name, those of adopted parts included
     uint64_t n_tensors;
+    gguf_file **parts;  // adopted, kept open
+    uint64_t n_parts;
 };
 
 // Reads forward through the mapping; `at` never passes `size`.
@@ -304,7 +306,7 @@ static attar_status map_file(const char *path, gguf_file *file, attar_error *err
     return status;
 }
 
-attar_status gguf_open(const char *path, gguf_file **out, attar_error *error) {
+attar_status gguf_open_part(const char *path, gguf_file **out, attar_error *error) {
     *out = NULL;
     gguf_file *file = calloc(1, sizeof *file);
     if (!file) return attar_fail(error, ATTAR_ERROR_MEMORY, "%s: out of memory", path);
@@ -320,15 +322,38 @@ attar_status gguf_open(const char *path, gguf_file **out, attar_error *error) {
     return status;
 }
 
+attar_status gguf_adopt(const char *path, gguf_file *file, gguf_file *part, attar_error *error) {
+    gguf_file **parts = realloc(file->parts, (file->n_parts + 1) * sizeof(gguf_file *));
+    if (parts) file->parts = parts;
+    const uint64_t n = file->n_tensors + part->n_tensors;  // each counts entries in memory: the sum cannot wrap
+    gguf_tensor *tensors = parts ? realloc(file->tensors, (n + 1) * sizeof *tensors) : NULL;
+    if (!tensors) {
+        gguf_close(part);
+        return attar_fail(error, ATTAR_ERROR_MEMORY, "%s: no memory for its tensor table", path);
+    }
+    if (part->n_tensors > 0) memcpy(tensors + file->n_tensors, part->tensors, part->n_tensors * sizeof *tensors);
+    file->tensors = tensors;
+    file->n_tensors = n;
+    file->parts[file->n_parts++] = part;
+    cursor c = {.path = path, .error = error};
+    return sort_unique(&c, tensors, n, sizeof *tensors, "tensor");
+}
+
 void gguf_close(gguf_file *file) {
     if (!file) return;
+    for (uint64_t i = 0; i < file->n_parts; i++) gguf_close(file->parts[i]);
+    free(file->parts);
     if (file->data) munmap((void *)(uintptr_t)file->data, (size_t)file->size);
     free(file->kvs);
     free(file->tensors);
     free(file);
 }
 
-uint64_t gguf_size(const gguf_file *file) { return file->size; }
+uint64_t gguf_size(const gguf_file *file) {
+    uint64_t size = file->size;
+    for (uint64_t i = 0; i < file->n_parts; i++) size += file->parts[i]->size;
+    return size;
+}
 
 const gguf_kv *gguf_find(const gguf_file *file, const char *key) {
     gguf_string name = {key, strlen(key)};

@@ -42,7 +42,13 @@ typedef struct {
 
 typedef struct gguf_file gguf_file;
 
+// Opens a model: one file, or the first of several parts "NAME-00001-of-00003.gguf", whose others lie beside it. The
+// metadata is the first part's.
 attar_status gguf_open(const char *path, gguf_file **out, attar_error *error);
+// Opens one file alone.
+attar_status gguf_open_part(const char *path, gguf_file **out, attar_error *error);
+// Adds the tensors of `part` to those of `file`, which owns it from then on, whatever is returned.
+attar_status gguf_adopt(const char *path, gguf_file *file, gguf_file *part, attar_error *error);
 void gguf_close(gguf_file *file);
 uint64_t gguf_size(const gguf_file *file);
 

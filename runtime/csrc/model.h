@@ -52,6 +52,9 @@ struct attar_model {
     float rms_eps, query_scale, attention_cap, final_cap;  // caps: 0 is none
     double rope_base, rope_local_base;
     double rope_scale, rope_local_scale;  // factors on every frequency (1 / rope.scaling.factor)
+    bool yarn;                            // rope_scale applies from pair yarn_low on more and more, whole from yarn_high
+    double yarn_low, yarn_high;           // pairs
+    double rope_magnitude;                // factor on the cosines and sines of global layers; 1 without YaRN
     const float *rope_freqs;              // [H/2] divisors of the global layers' frequencies, or NULL (Llama 3)
 
     attar_weight embed;                   // [V, D]

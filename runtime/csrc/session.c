@@ -3,6 +3,7 @@
 
 #include "error.h"
 #include "forward.h"
+#include "rope.h"
 #include "threads.h"
 
 struct attar_session {
