@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from ctypes import POINTER, byref, c_float, c_int32, c_size_t, c_void_p
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,8 +42,12 @@ def kernels_name() -> str:
     return name.decode()
 
 
+CacheType = Literal["f16", "int8"]
+Overflow = Literal["refuse", "slide"]
+
+
 class NativeModel:
-    """An opened GGUF file: weights mapped into memory, shared by any number of sessions and tokenizers.
+    """An opened GGUF file, shared by any number of sessions and tokenizers; the first session loads its weights.
 
     Attributes:
       info: Hyperparameters; see `attar_model_info` in `include/attar.h`.
@@ -78,27 +82,51 @@ class NativeModel:
         text = text_at(address, length.value)
         return None if text is None else text.decode("utf-8", "replace")
 
-    def plan(self, context_length: int | None = None, *, threads: int | None = None) -> MemoryUsage:
-        """Bytes that a session of this context would hold; nothing is allocated.
+    def plan(
+        self, context_length: int | None = None, *, threads: int | None = None, cache_type: CacheType = "f16"
+    ) -> MemoryUsage:
+        """Bytes that a session of this context would hold; nothing is allocated or loaded.
 
         Raises:
           SessionError: If the context is longer than the model was trained for.
         """
         memory = AttarMemory()
-        params = _session_params(context_length, threads, None, None)
+        params = _session_params(context_length, threads, cache_type=cache_type)
         check(library().attar_plan, self._handle, byref(params), byref(memory))
         return MemoryUsage(memory.weight_bytes, memory.cache_bytes, memory.scratch_bytes)
 
 
+_CACHE_TYPES = {"f16": 0, "int8": 1}
+_OVERFLOWS = {"refuse": 0, "slide": 1}
+
+
 def _session_params(
-    context_length: int | None, threads: int | None, batch_tokens: int | None, memory_budget_bytes: int | None
+    context_length: int | None,
+    threads: int | None,
+    batch_tokens: int | None = None,
+    memory_budget_bytes: int | None = None,
+    activation_bits: int | None = None,
+    cache_type: CacheType = "f16",
+    overflow: Overflow = "refuse",
+    keep_tokens: int = 0,
 ) -> AttarSessionParams:
     for name, value in (("context_length", context_length), ("threads", threads), ("batch_tokens", batch_tokens)):
         if value is not None and not 1 <= value < 2**31:
             raise SessionError(f"{name} must be at least 1, got {value}")
     if memory_budget_bytes is not None and not 1 <= memory_budget_bytes < 2**64:
         raise SessionError(f"memory_budget_bytes must be at least 1, got {memory_budget_bytes}")
-    return AttarSessionParams(context_length or 0, threads or 0, batch_tokens or 0, memory_budget_bytes or 0)
+    if not 0 <= keep_tokens < 2**31:
+        raise SessionError(f"keep_tokens must be at least 0, got {keep_tokens}")
+    return AttarSessionParams(
+        context_length or 0,
+        threads or 0,
+        batch_tokens or 0,
+        activation_bits or 0,
+        _CACHE_TYPES[cache_type],
+        _OVERFLOWS[overflow],
+        keep_tokens,
+        memory_budget_bytes or 0,
+    )
 
 
 class NativeSession:
@@ -112,19 +140,36 @@ class NativeSession:
         threads: int | None = None,
         batch_tokens: int | None = None,
         memory_budget_bytes: int | None = None,
+        activation_bits: int | None = None,
+        cache_type: CacheType = "f16",
+        overflow: Overflow = "refuse",
+        keep_tokens: int = 0,
     ) -> None:
-        """Plans and allocates a session.
+        """Plans and allocates a session; the first of a model loads its weights.
 
         Args:
           context_length: Most tokens to hold; None takes the model's, at most 4,096.
           threads: Worker threads; None takes the usable cores.
           batch_tokens: Most prompt tokens run at once; None takes 256. Working memory grows with it.
           memory_budget_bytes: Refuse if weights, cache and scratch need more; None is no limit.
+          activation_bits: 8 (None) is fast; 16 gives nearly the logits of float arithmetic on the same weights.
+          cache_type: "int8" halves the cache of "f16".
+          overflow: What happens when the context is full: an error, or the oldest half slides out.
+          keep_tokens: First tokens that never slide out, such as a system prompt's.
 
         Raises:
           SessionError: If the request is out of range, over the budget, or the system has no such memory.
         """
-        params = _session_params(context_length, threads, batch_tokens, memory_budget_bytes)
+        params = _session_params(
+            context_length,
+            threads,
+            batch_tokens,
+            memory_budget_bytes,
+            activation_bits,
+            cache_type,
+            overflow,
+            keep_tokens,
+        )
         memory = AttarMemory()
         check(library().attar_plan, model.handle, byref(params), byref(memory))
         self._memory = MemoryUsage(memory.weight_bytes, memory.cache_bytes, memory.scratch_bytes)
@@ -135,13 +180,27 @@ class NativeSession:
         self._free = weakref.finalize(self, _free_session, self._handle, model)
 
     @classmethod
-    def open(cls, path: str | Path, *, context_length: int | None = None, threads: int | None = None) -> Self:
-        """Opens a `.gguf` file.
+    def open(
+        cls,
+        path: str | Path,
+        *,
+        context_length: int | None = None,
+        threads: int | None = None,
+        activation_bits: int | None = None,
+        cache_type: CacheType = "f16",
+    ) -> Self:
+        """Opens a `.gguf` file; the arguments are those of a session.
 
         Raises:
           SessionError: If the file cannot be run, or not with this context.
         """
-        return cls(NativeModel(path), context_length=context_length, threads=threads)
+        return cls(
+            NativeModel(path),
+            context_length=context_length,
+            threads=threads,
+            activation_bits=activation_bits,
+            cache_type=cache_type,
+        )
 
     @property
     def model(self) -> NativeModel:
@@ -182,7 +241,7 @@ class NativeSession:
         check(library().attar_session_rewind, self._open_handle(), position)
 
     def memory(self) -> MemoryUsage:
-        """Bytes of the mapped weights, of the cache and of the working memory."""
+        """Bytes of the weights, of the cache and of the working memory."""
         return self._memory
 
     def close(self) -> None:

@@ -98,13 +98,21 @@ def backend_of(path: Path) -> Backend:
     raise SessionError(f"{path}: no runtime opens this; expected .gguf, .onnx, .tflite or a folder with model.onnx")
 
 
-def open_session(path: str | Path, *, context_length: int | None = None, threads: int | None = None) -> Session:
+def open_session(
+    path: str | Path,
+    *,
+    context_length: int | None = None,
+    threads: int | None = None,
+    activation_bits: int | None = None,
+) -> Session:
     """Opens an exported model with the backend its ending names.
 
     Args:
       path: A `.gguf`, `.onnx` or `.tflite` file, or a folder that holds `model.onnx`.
       context_length: Most tokens to hold; None takes what the file states (at most 4,096).
       threads: Worker threads; None takes the number of usable cores.
+      activation_bits: Of the C runtime: 8 (None) is fast, 16 gives nearly the logits of float arithmetic. The others
+        have no choice.
 
     Raises:
       SessionError: If the file cannot be run.
@@ -115,7 +123,7 @@ def open_session(path: str | Path, *, context_length: int | None = None, threads
     if backend == "native":
         from attar.runtime.native import NativeSession
 
-        return NativeSession.open(path, context_length=context_length, threads=threads)
+        return NativeSession.open(path, context_length=context_length, threads=threads, activation_bits=activation_bits)
     if backend == "onnx":
         from attar.runtime.ort import OrtSession
 

@@ -71,7 +71,9 @@ def command(
     with err.status(f"writing {path}") as status:
         written = _write(source, path, target, precision, context)
         status.update("verifying in its runtime")
-        report = verify_export(source, path, precision, open_session=partial(open_session, threads=threads))
+        report = verify_export(
+            source, path, precision, open_session=partial(open_session, threads=threads, activation_bits=16)
+        )
     for warning in written.warnings:
         err.print(f"note: {warning}", soft_wrap=True)
     if as_json:
