@@ -1,15 +1,17 @@
 // kernels.h: the table of inner loops, one for each instruction set, chosen once at start-up.
 //
-// kernels_scalar.c is the specification: plain loops, double-checked by tests. quantize and matmul give its bits in
-// every table (the integer sums are exact and the float steps the same); the rest match it within the tolerances stated
-// in tests/native. Files are compiled with their own flags; each table is const. On x86:
-//   vec_*.h     element-wise kernels, float products and attention, written once over `vec`; vec_avx2.h or vec_avx512.h
-//               says what a vector is
-//   x86_rows.h, x86_matvec.h, x86_tile.h   integer products: decoding 8 rows, one token, many tokens
-// All pointers are 64-byte aligned unless said otherwise; weights come straight from the mapped file and need not be.
+// kernels_scalar.c is the specification: plain loops, double-checked by tests. quantize gives its bits in every table;
+// the rest match it within the tolerances stated in tests/native (integer sums are exact everywhere, float steps may be
+// fused). Files are compiled with their own flags; each table is const. On x86:
+//   vec_*.h         element-wise kernels, float products and attention, written once over `vec`; vec_avx2.h or
+//                   vec_avx512.h says what a vector is
+//   x86_product.h   what the integer products of kernels_avx2_product*.c and kernels_avx512_product*.c share
+// All pointers are 64-byte aligned unless said otherwise; float weights come straight from the mapped file and need not
+// be.
 #ifndef ATTAR_KERNELS_H
 #define ATTAR_KERNELS_H
 
+#include "attend.h"
 #include "quants.h"
 
 // A weight matrix w [rows, cols] as the kernels read it.
@@ -21,11 +23,6 @@ typedef struct {
     uint32_t type;
     int32_t rows, cols;
 } attar_weight;
-
-// Running softmax of one query head over cache segments: acc [head_dim] holds sum exp(s - max) v.
-typedef struct {
-    float max, sum;
-} attar_softmax;
 
 typedef struct {
     const char *name;
@@ -42,28 +39,32 @@ typedef struct {
 
     // y = x / sqrt(mean(x^2) + eps) * w over n values (w already holds 1 + weight for Gemma, as GGUF stores it).
     void (*rms_norm)(const float *x, const float *w, float *y, int32_t n, float eps);
+    // The same and then quantize into the first token of `act`, reading x once; n a multiple of 32. y may be NULL.
+    void (*rms_norm_quantize)(const float *x, const float *w, float *y, attar_act act, int32_t n, float eps);
 
     // Rotates x [head_dim] by the angles whose cosines and sines are given, [head_dim / 2] each.
     // half-split pairs (j, j + head_dim/2) if !interleaved, else (2j, 2j + 1) (llama-family GGUF rows are permuted for
     // it).
     void (*rope)(float *x, const float *cosines, const float *sines, int32_t head_dim, bool interleaved);
 
-    // Attends `n_heads` query heads that share one KV head over `n_keys` consecutive cache rows, continuing `state`.
-    //   q [n_heads, head_dim], already scaled; k, v [n_keys, stride] f16 rows of head_dim; softcap 0 is none
-    //   state [n_heads], acc [n_heads, head_dim]: start from max -INFINITY, sum 0, acc 0; finish with acc / sum
-    //   scores: scratch [n_heads * n_keys_at_once], see ATTAR_ATTEND_CHUNK
-    void (*attend)(const float *q, const uint16_t *k, const uint16_t *v, int64_t stride, int32_t n_keys,
-                   int32_t n_heads, int32_t head_dim, float softcap, attar_softmax *state, float *acc, float *scores);
+    // Attends a block of query rows over a chunk of the cache, by its type (attar_kv_type), continuing state and sums.
+    //   state [rows], sums [rows, V] (attend.h): start from max -INFINITY, sum 0, sums 0; finish with sums / sum
+    void (*attend[ATTAR_KV_TYPES])(const attar_queries *q, attar_kv kv, attar_softmax *state, float *sums);
 
+    // y = x as f16, rounded to nearest even; beyond +-65504, f16's largest, held there.
     void (*f32_to_f16)(const float *x, uint16_t *y, int32_t n);
+    // y = x limit / max |x|, rounded to nearest even; returns the scale of these integers, max |x| / limit.
+    float (*round_i16)(const float *x, int16_t *y, int32_t n, float limit);
+
     void (*silu_mul)(const float *gate, const float *up, float *y, int32_t n);  // y = gate * sigmoid(gate) * up
     void (*gelu_mul)(const float *gate, const float *up, float *y, int32_t n);  // y = gelu_tanh(gate) * up
-    void (*add)(float *x, const float *y, int32_t n);                           // x += y
+    // The same and then quantize into the first token of `act`; n a multiple of 32.
+    void (*silu_mul_quantize)(const float *gate, const float *up, attar_act act, int32_t n);
+    void (*gelu_mul_quantize)(const float *gate, const float *up, attar_act act, int32_t n);
+    void (*add)(float *x, const float *y, int32_t n);  // x += y
     void (*scale)(float *x, float factor, int32_t n);
     void (*soft_cap)(float *x, float cap, int32_t n);  // x = cap * tanh(x / cap)
 } attar_kernels;
-
-enum { ATTAR_ATTEND_CHUNK = 256 };  // keys whose scores are held at once; scratch is n_heads * this
 
 extern const attar_kernels attar_kernels_scalar;
 extern const attar_kernels attar_kernels_avx2;    // built on x86-64 only

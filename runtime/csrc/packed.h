@@ -1,10 +1,12 @@
 // packed.h: integer weights in the kernels' order, made once when a model is loaded.
 //
 // Rows go in tiles of 16 (the last tile is filled up with zeros), so that vector lanes are rows and nothing is summed
-// across lanes. Four consecutive columns of a row lie together (a quad: what vpdpbusd, vpmaddubsw and sdot take at once).
-// A tile is all its quants, then all its scales; both parts are multiples of 64 bytes.
+// across lanes. Four consecutive columns of a row lie together (a quad: what vpdpbusd, vpmaddubsw and sdot take at
+// once). A tile is all its quants, then all its scales; both parts are multiples of 64 bytes (scales are filled up with
+// zeros).
 //
-//   quants, for each group of 32 columns (quads 0 to 7); values are unsigned, bias_of(type) more than the weight's q
+//   quants, for each group of 32 columns (quads 0 to 7); values are unsigned, attar_bias_of(type) more than the
+//   weight's q
 //     Q4_0 Q4_1 Q4_K   u8 [4][16][4]                 byte p: quad p in the low nibble, quad p + 4 in the high one
 //     Q5_0 Q5_K        the same, then u8 [16][4]     bit p of a byte: fifth bit of quad p
 //     Q6_K             the same, then u8 [2][16][4]  bits 2 (p % 4) and 2 (p % 4) + 1 of plane p / 4: the two top bits
@@ -34,5 +36,56 @@ void attar_pack_tile(uint32_t type, const uint8_t *rows, uint64_t row_bytes, int
 
 // y [cols] = row `row` (0 to 15) of a tile, as floats; the same bits as attar_dequantize_row of the file's row.
 void attar_unpack_row(uint32_t type, const uint8_t *tile, int32_t row, float *y, int32_t cols);
+
+// Decodes 32 weights of row `row`: group `group` of a tile of `cols` columns; as attar_decode_group of the file's row.
+void attar_unpack_group(uint32_t type, const uint8_t *tile, int32_t cols, int32_t row, int32_t group, attar_group *out);
+
+// --- what a type looks like; constants to the compiler wherever `type` is one ----------------------------------
+
+// Subtracted from a packed value to get the weight's integer.
+static inline int32_t attar_bias_of(uint32_t type) {
+    switch (type) {
+        case ATTAR_Q4_0: return 8;
+        case ATTAR_Q5_0: return 16;
+        case ATTAR_Q6_K: return 32;
+        case ATTAR_Q8_0: return 128;
+        default: return 0;
+    }
+}
+
+// Bits of a packed value: 4, 5, 6 or 8.
+static inline int32_t attar_value_bits(uint32_t type) {
+    switch (type) {
+        case ATTAR_Q5_0:
+        case ATTAR_Q5_K: return 5;
+        case ATTAR_Q6_K: return 6;
+        case ATTAR_Q8_0: return 8;
+        default: return 4;
+    }
+}
+
+// Bytes of a group's quants: 16 rows of 32 values.
+static inline int32_t attar_group_bytes(uint32_t type) { return 64 * attar_value_bits(type); }
+
+// Whether scales come for 8 groups together.
+static inline bool attar_is_k(uint32_t type) { return type == ATTAR_Q4_K || type == ATTAR_Q5_K || type == ATTAR_Q6_K; }
+
+// Whether weights have an offset beside their scale.
+static inline bool attar_has_offset(uint32_t type) {
+    return type == ATTAR_Q4_1 || type == ATTAR_Q4_K || type == ATTAR_Q5_K;
+}
+
+// Scales in a group: Q6_K has one for each half.
+static inline int32_t attar_scales_of(uint32_t type) { return type == ATTAR_Q6_K ? 2 : 1; }
+
+// Bytes of the scales of one group, or of 8 groups where attar_is_k.
+static inline int32_t attar_scale_bytes(uint32_t type) {
+    switch (type) {
+        case ATTAR_Q4_K:
+        case ATTAR_Q5_K: return 320;
+        case ATTAR_Q6_K: return 288;
+        default: return attar_has_offset(type) ? 64 : 32;
+    }
+}
 
 #endif

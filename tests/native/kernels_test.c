@@ -17,9 +17,13 @@ int main(void) {
     const attar_kernels *tables[4];
     const int32_t n = tables_under_test(tables);
     check c = {0};
+    test_packed(&c);
+    printf("packed: %d failures\n", c.failures);
     for (int32_t i = 0; i < n; i++) {
         test_quantize(&c, tables[i]);
         test_matmul(&c, tables[i]);
+        test_extremes(&c, tables[i]);
+        test_fused(&c, tables[i]);
         test_matmul_f32(&c, tables[i]);
         test_attend(&c, tables[i]);
         test_vectors(&c, tables[i]);

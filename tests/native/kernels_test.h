@@ -5,8 +5,11 @@
 #include "check.h"
 #include "kernels.h"
 
+void test_packed(check *c);
 void test_quantize(check *c, const attar_kernels *kernels);
 void test_matmul(check *c, const attar_kernels *kernels);
+void test_extremes(check *c, const attar_kernels *kernels);
+void test_fused(check *c, const attar_kernels *kernels);
 void test_matmul_f32(check *c, const attar_kernels *kernels);
 void test_attend(check *c, const attar_kernels *kernels);
 void test_vectors(check *c, const attar_kernels *kernels);

@@ -20,7 +20,7 @@ def test_kernels_match_the_scalar_ones_and_exact_arithmetic(
 ) -> None:
     lines = native_output(target, sanitizers).splitlines()
     assert lines
-    assert all(re.fullmatch(r"(avx512|avx2|scalar): 0 failures", line) for line in lines)
+    assert all(re.fullmatch(r"(packed|avx512|avx2|neon|scalar): 0 failures", line) for line in lines)
 
 
 @pytest.mark.parametrize("sanitizers", ["", "thread"])
