@@ -34,6 +34,7 @@ class TinyConfig:
     rope_local_base: float = 10000.0
     rope_scale: float = 1.0  # on global layers
     rope_freqs: tuple[float, ...] | None = None  # [H/2] divisors
+    yarn: tuple[float, float] | None = None  # factor, original context length
     window: int = 0
     local: tuple[bool, ...] = ()  # [L]; empty: no local layers
     attention_cap: float = 0.0
@@ -147,9 +148,12 @@ class _Reference:
         c, local = self.c, self.c.is_local(layer)
         half = c.head_dim // 2
         frequencies = (c.rope_local_base if local else c.rope_base) ** (-2.0 * np.arange(half) / c.head_dim)
+        magnitude = 1.0
         if not local:
             frequencies = frequencies * c.rope_scale / np.array(c.rope_freqs or 1.0)
-        turns = np.exp(1j * np.arange(len(x))[:, None] * frequencies)[:, None, :]  # [T, 1, H/2]
+        if c.yarn and not local:
+            frequencies, magnitude = _yarn(frequencies, c.head_dim, c.rope_base, *c.yarn)
+        turns = magnitude * np.exp(1j * np.arange(len(x))[:, None] * frequencies)[:, None, :]  # [T, 1, H/2]
         pairs = (
             x.reshape(*x.shape[:-1], half, 2) if c.interleaved_rope else np.stack([x[..., :half], x[..., half:]], -1)
         )
@@ -161,6 +165,17 @@ class _Reference:
 def _rms_norm(x: Floats, weight: Floats, eps: float) -> Floats:
     y: Floats = x / np.sqrt((x**2).mean(-1, keepdims=True) + eps) * weight
     return y
+
+
+def _yarn(frequencies: Floats, head_dim: int, base: float, factor: float, trained: float) -> tuple[Floats, float]:
+    """YaRN as its authors' code and transformers compute it, betas 32 and 1: frequencies and the factor on cos and sin."""
+
+    def pair(rotations: float) -> float:
+        return head_dim * np.log(trained / (rotations * 2 * np.pi)) / (2 * np.log(base))
+
+    low, high = max(np.floor(pair(32.0)), 0), min(np.ceil(pair(1.0)), head_dim - 1)
+    ramp = np.clip((np.arange(len(frequencies)) - low) / max(high - low, 1e-3), 0, 1)
+    return frequencies / factor * ramp + frequencies * (1 - ramp), 0.1 * np.log(factor) + 1
 
 
 def _cap(x: Floats, cap: float) -> Floats:
@@ -221,14 +236,17 @@ def _write_vocabulary(writer: GGUFWriter, n_vocab: int) -> None:
     writer.add_add_space_prefix(False)
 
 
-def write_tiny(path: Path, config: TinyConfig, types: dict[str, str] | str = "F32", seed: int = 0) -> TinyModel:
+def write_tiny(
+    path: Path, config: TinyConfig, types: dict[str, str] | str = "F32", seed: int = 0, tensors_a_part: int = 0
+) -> TinyModel:
     """Writes a model with random weights.
 
     Args:
       types: ggml type of every matrix, or by the end of its name (others are F32).
+      tensors_a_part: Write several files of so many tensors, as gguf-split does; 0 writes one.
     """
     random, weights = np.random.default_rng(seed), {}
-    writer = GGUFWriter(path, config.architecture)
+    writer = GGUFWriter(path, config.architecture, split_max_tensors=tensors_a_part)
     _write_metadata(writer, config)
     if config.vocabulary:
         _write_vocabulary(writer, config.n_vocab)
@@ -248,6 +266,8 @@ def write_tiny(path: Path, config: TinyConfig, types: dict[str, str] | str = "F3
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+    if tensors_a_part:
+        path = min(path.parent.glob(f"{path.stem}-00001-of-*.gguf"))
     return TinyModel(path, config, weights)
 
 
@@ -258,7 +278,10 @@ MakeTiny = Callable[..., TinyModel]
 def make_tiny(tmp_path: Path) -> MakeTiny:
     """Writes a tiny model: make_tiny("gemma3", types="Q8_0", window=5, ...)."""
 
-    def make(family: str, *, types: dict[str, str] | str = "F32", seed: int = 0, **changes: Any) -> TinyModel:
-        return write_tiny(tmp_path / f"{family}-{seed}.gguf", replace(FAMILIES[family], **changes), types, seed)
+    def make(
+        family: str, *, types: dict[str, str] | str = "F32", seed: int = 0, tensors_a_part: int = 0, **changes: Any
+    ) -> TinyModel:
+        config = replace(FAMILIES[family], **changes)
+        return write_tiny(tmp_path / f"{family}-{seed}.gguf", config, types, seed, tensors_a_part)
 
     return make

@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
 
-from attar.runtime.native import NativeModel
+from attar.runtime.native import NativeModel, NativeSession
 from attar.runtime.session import SessionError
 
 if TYPE_CHECKING:
@@ -171,11 +172,54 @@ def test_version_2_opens(make_tiny: MakeTiny) -> None:
     assert NativeModel(model.path).architecture == "llama"
 
 
+# --- several parts ---------------------------------------------------------------------------------------------
+
+
+def test_parts_are_one_model(make_tiny: MakeTiny) -> None:
+    whole, first = make_tiny("llama"), make_tiny("llama", tensors_a_part=7)
+    parts = sorted(first.path.parent.glob("*-of-*.gguf"))
+    assert len(parts) == 5
+    tokens = [1, 5, 9]
+    with NativeSession(NativeModel(whole.path), threads=1) as a, NativeSession(NativeModel(first.path), threads=1) as b:
+        np.testing.assert_array_equal(a.score(tokens), b.score(tokens))
+    assert NativeModel(first.path).info.file_bytes == sum(part.stat().st_size for part in parts)
+
+
+def test_parts_that_do_not_make_a_model(make_tiny: MakeTiny) -> None:
+    first = make_tiny("llama", tensors_a_part=7).path
+    parts = sorted(first.parent.glob("*-of-*.gguf"))
+    with pytest.raises(SessionError, match="part 2 of 5 of a model; open the first part"):
+        NativeModel(parts[1])
+    renamed = first.with_name("other.gguf")
+    renamed.write_bytes(first.read_bytes())
+    with pytest.raises(SessionError, match=r"must end in -00001-of-00005\.gguf"):
+        NativeModel(renamed)
+    second = parts[1].read_bytes()
+    parts[1].write_bytes(parts[2].read_bytes())
+    with pytest.raises(SessionError, match=r"must be part 1 of 5 .* but says 2 of 5"):
+        NativeModel(first)
+    parts[1].write_bytes(second[:-64])
+    with pytest.raises(SessionError, match=r"00002-of-00005\.gguf: tensor .* must be aligned"):
+        NativeModel(first)
+    parts[1].unlink()
+    with pytest.raises(SessionError, match=r"00002-of-00005\.gguf: cannot open"):
+        NativeModel(first)
+
+
 WRONG_MODELS = {
     "experts": ({"keys": {"expert_count": 8}}, {}, r"llama\.expert_count must be 0 to 0, got 8"),
     "not causal": ({"keys": {"attention.causal": False}}, {}, r"llama\.attention\.causal must be true"),
     "partial rotation": ({"keys": {"rope.dimension_count": 8}}, {}, r"rope\.dimension_count must be 16 to 16, got 8"),
-    "yarn": ({"keys": {"rope.scaling.type": "yarn"}}, {}, r"rope\.scaling\.type must be none or linear, got \"yarn\""),
+    "longrope": (
+        {"keys": {"rope.scaling.type": "longrope"}},
+        {},
+        r"rope\.scaling\.type must be none, linear or yarn, got \"longrope\"",
+    ),
+    "yarn that shrinks": (
+        {"keys": {"rope.scaling.type": "yarn", "rope.scaling.factor": 0.5}},
+        {},
+        r"YaRN needs rope\.scaling\.factor >= 1",
+    ),
     "window in llama": ({"keys": {"attention.sliding_window": 64}}, {}, r"sliding_window must be absent: llama"),
     "heads that do not divide": ({"n_heads": 3}, {}, r"head_count_kv must divide attention\.head_count, got 2 and 3"),
     "odd head size": ({"head_dim": 15}, {}, r"the head size must be even for RoPE, got 15"),

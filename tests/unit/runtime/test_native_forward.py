@@ -15,8 +15,9 @@ if TYPE_CHECKING:
 FAMILIES = ["llama", "qwen2", "qwen3", "gemma", "gemma2", "gemma3"]
 # Float weights: rounding of float32 sums, and now and then the neighbouring f16 for a key or value.
 FLOAT_TOLERANCE = 1e-3
-# Integer weights add the rounding of activations to 16 bits a group, which seven layers amplify.
+# Integer weights add the rounding of activations a group of 32, which seven layers amplify: to 16 bits, and to 8.
 INTEGER_TOLERANCE = 1e-2
+EIGHT_BIT_SHARE = 0.1  # of the logits' standard deviation, root mean square
 
 
 def prompt(model: TinyModel, length: int, seed: int = 1) -> list[int]:
@@ -39,15 +40,37 @@ def test_logits_match_float64(make_tiny: MakeTiny, family: str) -> None:
 def test_logits_match_float64_on_the_weights_as_stored(make_tiny: MakeTiny, types: str) -> None:
     model = make_tiny("gemma3", types=types)
     tokens = prompt(model, 30)
-    with open_session(model) as session:
+    with open_session(model, activation_bits=16) as session:
         np.testing.assert_allclose(session.score(tokens), model.logits(tokens), rtol=0, atol=INTEGER_TOLERANCE)
+
+
+@pytest.mark.parametrize("types", ["Q8_0", "Q4_0", "Q4_1", "Q5_0"])
+def test_eight_bit_activations_are_near(make_tiny: MakeTiny, types: str) -> None:
+    model = make_tiny("llama", types=types)
+    tokens = prompt(model, 30)
+    want = model.logits(tokens)
+    with open_session(model) as session:
+        error = np.sqrt(((session.score(tokens) - want) ** 2).mean())
+    assert 0 < error < EIGHT_BIT_SHARE * want.std()
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+@pytest.mark.parametrize("types", ["Q8_0", "Q4_1"])
+def test_one_token_at_a_time_is_the_prompt_at_once(make_tiny: MakeTiny, types: str, bits: int) -> None:
+    model = make_tiny("gemma2", types=types)
+    tokens = prompt(model, 50)
+    with open_session(model, activation_bits=bits) as session:
+        whole = session.score(tokens)
+        session.rewind(0)
+        singly = np.concatenate([session.score([token]) for token in tokens])
+    np.testing.assert_allclose(singly, whole, rtol=0, atol=5e-2 if bits == 8 else FLOAT_TOLERANCE)
 
 
 def test_float_and_integer_weights_mix_within_a_layer(make_tiny: MakeTiny) -> None:
     types = {"attn_k.weight": "Q8_0", "ffn_up.weight": "Q4_0", "ffn_down.weight": "Q8_0", "output.weight": "Q8_0"}
     model = make_tiny("llama", types=types)
     tokens = prompt(model, 20)
-    with open_session(model) as session:
+    with open_session(model, activation_bits=16) as session:
         np.testing.assert_allclose(session.score(tokens), model.logits(tokens), rtol=0, atol=INTEGER_TOLERANCE)
 
 
@@ -87,12 +110,15 @@ def test_long_prompt_in_one_batch(make_tiny: MakeTiny) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("types", ["F32", "Q4_0"])
-def test_results_do_not_depend_on_the_number_of_threads(make_tiny: MakeTiny, family: str, types: str) -> None:
+@pytest.mark.parametrize("cache_type", ["f16", "int8"])
+def test_results_do_not_depend_on_the_number_of_threads(
+    make_tiny: MakeTiny, family: str, types: str, cache_type: str
+) -> None:
     model = make_tiny(family, types=types)
     tokens = prompt(model, 150)
 
     def run(threads: int) -> np.ndarray[Any, np.dtype[np.float32]]:
-        with open_session(model, threads=threads, batch_tokens=32) as session:
+        with open_session(model, threads=threads, batch_tokens=32, cache_type=cache_type) as session:
             return np.concatenate([session.score(tokens[:140]), *(session.score([t]) for t in tokens[140:])])
 
     one = run(1)
@@ -108,6 +134,20 @@ def test_llama3_frequency_factors_and_linear_scaling(make_tiny: MakeTiny) -> Non
         tokens = prompt(model, 60)
         with open_session(model) as session:
             np.testing.assert_allclose(session.score(tokens), model.logits(tokens), rtol=0, atol=FLOAT_TOLERANCE)
+
+
+@pytest.mark.parametrize("factor", [2.0, 4.0])
+def test_yarn(make_tiny: MakeTiny, factor: float) -> None:
+    keys = {
+        "rope.scaling.type": "yarn",
+        "rope.scaling.factor": factor,
+        "rope.scaling.original_context_length": 256,
+    }
+    model = make_tiny("qwen3", rope_base=1000.0, yarn=(factor, 256.0), keys=keys)
+    tokens = prompt(model, 60)
+    assert NativeModel(model.path).info.n_ctx_train == max(512, 256 * factor)
+    with open_session(model) as session:
+        np.testing.assert_allclose(session.score(tokens), model.logits(tokens), rtol=0, atol=FLOAT_TOLERANCE)
 
 
 @pytest.mark.parametrize("pattern", [3, [True, False, False, True]])
