@@ -168,7 +168,7 @@ def _rms_norm(x: Floats, weight: Floats, eps: float) -> Floats:
 
 
 def _yarn(frequencies: Floats, head_dim: int, base: float, factor: float, trained: float) -> tuple[Floats, float]:
-    """YaRN as its authors' code and transformers compute it, betas 32 and 1: frequencies and the factor on cos and sin."""
+    """YaRN with betas 32 and 1, as transformers computes it: frequencies, and the factor on cosines and sines."""
 
     def pair(rotations: float) -> float:
         return head_dim * np.log(trained / (rotations * 2 * np.pi)) / (2 * np.log(base))
