@@ -1,5 +1,6 @@
 // kernels_avx512.c: the table for CPUs with AVX-512 F, BW, VL, DQ and VNNI.
 #include "vec_avx512.h"
+#include "vec_quads_avx512.h"
 
 #include "vec_attend.h"
 #include "vec_matmul_f32.h"
@@ -13,8 +14,9 @@ const attar_kernels attar_kernels_avx512 = {
     .matmul_f32 = vec_matmul_f32,
     .rms_norm = vec_rms_norm,
     .rope = vec_rope,
-    .attend = vec_attend,
+    .attend = {vec_attend_f16, vec_attend_int8},
     .f32_to_f16 = vec_f32_to_f16,
+    .round_i16 = vec_round_i16,
     .silu_mul = vec_silu_mul,
     .gelu_mul = vec_gelu_mul,
     .add = vec_add_to,

@@ -1,38 +1,70 @@
 #include "kv_cache.h"
 
+// --- size and place -----------------------------------------------------------------------------------------------
+
 static int32_t rows_of(const attar_model *model, bool local, int32_t n_ctx, int32_t n_batch) {
-    int64_t ring = (int64_t)model->sliding_window + n_batch;
-    return local && ring < n_ctx ? (int32_t)ring : n_ctx;
+    const int64_t ring = (int64_t)model->sliding_window + n_batch + ATTAR_KEY_TILE;
+    const int64_t rows = local && ring < n_ctx ? ring : n_ctx;
+    return (int32_t)((rows + ATTAR_ATTEND_KEYS - 1) / ATTAR_ATTEND_KEYS * ATTAR_ATTEND_KEYS);
 }
 
-// Bytes of one layer's k (or v), rounded up to a cache line.
-static uint64_t half_bytes(const attar_model *model, int32_t rows) {
-    uint64_t bytes = (uint64_t)model->n_kv_heads * (uint64_t)rows * (uint64_t)model->head_dim * sizeof(uint16_t);
-    return (bytes + 63) / 64 * 64;
+// Bytes of one position of one KV head's keys, values and scales.
+typedef struct {
+    uint64_t key, value, scale;
+} row_bytes;
+
+static row_bytes row_bytes_of(const attar_model *model, attar_kv_type type) {
+    const uint64_t width = (uint64_t)attar_value_width(model->head_dim);
+    if (type == ATTAR_KV_INT8) return (row_bytes){(uint64_t)attar_quads(model->head_dim) * 4, width, sizeof(float)};
+    return (row_bytes){(uint64_t)model->head_dim * sizeof(uint16_t), width * sizeof(uint16_t), 0};
 }
 
-uint64_t attar_cache_bytes(const attar_model *model, int32_t n_ctx, int32_t n_batch) {
-    uint64_t n_local = (uint64_t)model->n_local_layers, n_global = (uint64_t)model->n_layers - n_local;
-    return 2 * (n_local * half_bytes(model, rows_of(model, true, n_ctx, n_batch)) +
-                n_global * half_bytes(model, rows_of(model, false, n_ctx, n_batch)));
+// Rows are a multiple of 128, so that every part is one of 64 bytes, whatever a row takes.
+static uint64_t layer_bytes(const attar_model *model, int32_t rows, attar_kv_type type) {
+    const row_bytes row = row_bytes_of(model, type);
+    return (uint64_t)model->n_kv_heads * (uint64_t)rows * (row.key + row.value + 2 * row.scale);
 }
 
-void attar_cache_init(attar_cache *cache, const attar_model *model, int32_t n_ctx, int32_t n_batch, uint8_t *memory,
-                      attar_cache_layer *layers) {
-    *cache = (attar_cache){.layers = layers, .window = model->sliding_window};
+uint64_t attar_cache_bytes(const attar_model *model, int32_t n_ctx, int32_t n_batch, attar_kv_type type) {
+    const uint64_t n_local = (uint64_t)model->n_local_layers, n_global = (uint64_t)model->n_layers - n_local;
+    return n_local * layer_bytes(model, rows_of(model, true, n_ctx, n_batch), type) +
+           n_global * layer_bytes(model, rows_of(model, false, n_ctx, n_batch), type);
+}
+
+void attar_cache_init(attar_cache *cache, const attar_model *model, int32_t n_ctx, int32_t n_batch, attar_kv_type type,
+                      uint8_t *memory, attar_cache_layer *layers) {
+    const row_bytes row = row_bytes_of(model, type);
+    *cache = (attar_cache){.layers = layers, .type = type, .window = model->sliding_window};
     if (model->n_local_layers > 0) cache->local_rows = rows_of(model, true, n_ctx, n_batch);
     for (int32_t i = 0; i < model->n_layers; i++) {
-        int32_t rows = rows_of(model, model->layers[i].local, n_ctx, n_batch);
-        layers[i] = (attar_cache_layer){(uint16_t *)(void *)memory, NULL, rows};
-        memory += half_bytes(model, rows);
-        layers[i].v = (uint16_t *)(void *)memory;
-        memory += half_bytes(model, rows);
+        const int32_t rows = rows_of(model, model->layers[i].local, n_ctx, n_batch);
+        const uint64_t all = (uint64_t)model->n_kv_heads * (uint64_t)rows;
+        layers[i] = (attar_cache_layer){.k = memory, .v = memory + all * row.key, .rows = rows};
+        if (type == ATTAR_KV_INT8) {
+            layers[i].k_scale = (float *)(void *)(layers[i].v + all * row.value);
+            layers[i].v_scale = layers[i].k_scale + all;
+        }
+        memory += layer_bytes(model, rows, type);
     }
 }
 
+attar_kv attar_cache_chunk(const attar_cache *cache, const attar_model *model, int32_t layer, int32_t kv, int32_t p) {
+    const attar_cache_layer *at = &cache->layers[layer];
+    const row_bytes row = row_bytes_of(model, cache->type);
+    const uint64_t first = (uint64_t)kv * (uint64_t)at->rows + (uint64_t)(p % at->rows);
+    attar_kv chunk = {at->k + first * row.key, at->v + first * row.value, NULL, NULL};
+    if (cache->type == ATTAR_KV_INT8) {
+        chunk.k_scale = at->k_scale + first;
+        chunk.v_scale = at->v_scale + first;
+    }
+    return chunk;
+}
+
+// --- which positions are held -------------------------------------------------------------------------------------
+
 void attar_cache_advance(attar_cache *cache, int32_t position) {
     cache->position = position;
-    int32_t overwritten = cache->local_rows > 0 ? position - cache->local_rows : 0;
+    const int32_t overwritten = cache->local_rows > 0 ? position - cache->local_rows : 0;
     if (overwritten > cache->lost) cache->lost = overwritten;
 }
 
@@ -46,18 +78,49 @@ bool attar_cache_rewind(attar_cache *cache, int32_t position) {
     return true;
 }
 
-int64_t attar_cache_row(const attar_cache_layer *layer, const attar_model *model, int32_t kv, int32_t p) {
-    return ((int64_t)kv * layer->rows + p % layer->rows) * model->head_dim;
+// --- writing ------------------------------------------------------------------------------------------------------
+
+// One position of one KV head, for writing: the first byte of its key and value, and their steps from one dimension to
+// the next (int8: one quad to the next for keys).
+typedef struct {
+    uint8_t *k, *v;
+    float *k_scale, *v_scale;
+} cell;
+
+static cell cell_at(const attar_cache *cache, const attar_model *model, int32_t layer, int32_t kv, int32_t p) {
+    const attar_cache_layer *at = &cache->layers[layer];
+    const row_bytes row = row_bytes_of(model, cache->type);
+    const int64_t index = (int64_t)kv * at->rows + p % at->rows;  // rows are whole tiles, so heads are too
+    const int64_t tile = index / ATTAR_KEY_TILE * ATTAR_KEY_TILE, lane = index % ATTAR_KEY_TILE;
+    if (cache->type == ATTAR_KV_F16)
+        return (cell){at->k + tile * (int64_t)row.key + lane * 2, at->v + index * (int64_t)row.value, NULL, NULL};
+    return (cell){at->k + tile * (int64_t)row.key + lane * 4, at->v + index / 4 * 4 * (int64_t)row.value + index % 4,
+                  at->k_scale + index, at->v_scale + index};
 }
 
-int32_t attar_cache_segments(const attar_cache_layer *layer, const attar_model *model, int32_t kv, int32_t first,
-                             int32_t end, attar_segment out[2]) {
-    int32_t until_wrap = layer->rows - first % layer->rows;
-    int32_t n = end - first, n_first = n < until_wrap ? n : until_wrap;
-    int64_t at = attar_cache_row(layer, model, kv, first);
-    out[0] = (attar_segment){layer->k + at, layer->v + at, n_first};
-    if (n_first == n) return 1;
-    at = attar_cache_row(layer, model, kv, first + n_first);
-    out[1] = (attar_segment){layer->k + at, layer->v + at, n - n_first};
-    return 2;
+static void store_f16(cell to, const attar_kernels *kernels, int32_t H, const float *k, const float *v, uint16_t *room) {
+    const int32_t width = attar_value_width(H);
+    uint16_t *keys = (uint16_t *)(void *)to.k, *values = (uint16_t *)(void *)to.v;
+    kernels->f32_to_f16(k, room, H);
+    for (int32_t j = 0; j < H; j++) keys[j * ATTAR_KEY_TILE] = room[j];
+    kernels->f32_to_f16(v, values, H);
+    for (int32_t j = H; j < width; j++) values[j] = 0;
+}
+
+static void store_int8(cell to, const attar_kernels *kernels, int32_t H, const float *k, const float *v,
+                       uint16_t *room) {
+    const int32_t width = attar_value_width(H), padded = attar_quads(H) * 4;
+    int16_t *rounded = (int16_t *)(void *)room;
+    int8_t *keys = (int8_t *)(void *)to.k, *values = (int8_t *)(void *)to.v;
+    for (int32_t j = H; j < width; j++) rounded[j] = 0;
+    *to.k_scale = kernels->round_i16(k, rounded, H, 127.0F);
+    for (int32_t j = 0; j < padded; j++) keys[j / 4 * 4 * ATTAR_KEY_TILE + j % 4] = (int8_t)rounded[j];
+    *to.v_scale = kernels->round_i16(v, rounded, H, 127.0F);
+    for (int32_t j = 0; j < width; j++) values[j * 4] = (int8_t)rounded[j];
+}
+
+void attar_cache_store(const attar_cache *cache, const attar_model *model, const attar_kernels *kernels, int32_t layer,
+                       int32_t kv, int32_t p, const float *k, const float *v, uint16_t *room) {
+    const cell to = cell_at(cache, model, layer, kv, p);
+    (cache->type == ATTAR_KV_INT8 ? store_int8 : store_f16)(to, kernels, model->head_dim, k, v, room);
 }

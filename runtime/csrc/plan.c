@@ -5,6 +5,9 @@
 #include "error.h"
 #include "threads.h"
 
+// Query rows of one item of a prompt's attention: each key and value that is read serves this many.
+enum { ROOM_ROWS = 48 };
+
 enum { DEFAULT_CONTEXT = 4096, DEFAULT_BATCH = 256, MAX_BATCH = 4096, MAX_THREADS = 256 };
 
 // Hands out consecutive 64-byte aligned pieces of `memory`, or only counts them where that is NULL.
@@ -27,13 +30,25 @@ static attar_act take_act(arena *a, int64_t n_tokens, int64_t cols, int32_t bits
                        .sum = take(a, groups, sizeof(int32_t)), .bits = bits};
 }
 
+int32_t attar_attend_rows(const attar_model *model) {
+    const int32_t G = model->n_heads / model->n_kv_heads;
+    return G < ROOM_ROWS ? ROOM_ROWS / G * G : G;
+}
+
+static attar_attend_room take_room(arena *a, const attar_model *model) {
+    const int64_t R = attar_attend_rows(model), V = attar_value_width(model->head_dim);
+    return (attar_attend_room){.row = take_floats(a, V), .halves = take(a, V, sizeof(uint16_t)),
+                               .queries = take_floats(a, R * V), .scales = take_floats(a, R),
+                               .states = take(a, R, sizeof(attar_softmax)), .sums = take_floats(a, R * V)};
+}
+
 uint64_t attar_scratch_place(const attar_model *model, const attar_session_plan *plan, uint8_t *memory,
                              attar_scratch *s) {
     arena a = {memory, 0};
     const int64_t B = plan->n_batch, D = model->n_embd, F = model->n_ff, H = model->head_dim;
-    const int64_t NH = model->n_heads * H, KH = model->n_kv_heads * H, G = model->n_heads / model->n_kv_heads;
+    const int64_t NH = model->n_heads * H, KH = model->n_kv_heads * H;
     const int64_t W = D > NH ? D : NH, P = B > plan->n_threads ? B : plan->n_threads;
-    const int64_t chunks = (plan->n_ctx + ATTAR_DECODE_CHUNK - 1) / ATTAR_DECODE_CHUNK;
+    const int64_t chunks = (plan->n_ctx + ATTAR_ATTEND_KEYS - 1) / ATTAR_ATTEND_KEYS;
     *s = (attar_scratch){
         .cache_layers = take(&a, model->n_layers, sizeof *s->cache_layers),
         .inverse_frequencies = take(&a, H, sizeof *s->inverse_frequencies),
@@ -50,11 +65,16 @@ uint64_t attar_scratch_place(const attar_model *model, const attar_session_plan 
         .up = take_floats(&a, B * F),
         .act = take_act(&a, P, W, plan->activation_bits),
         .gate_act = take_act(&a, B, F, plan->activation_bits),
-        .states = take(&a, plan->n_threads * G, sizeof *s->states),
-        .scores = take_floats(&a, plan->n_threads * G * ATTAR_ATTEND_CHUNK),
+        .rooms = take(&a, plan->n_threads, sizeof *s->rooms),
         .chunk_states = take(&a, chunks * model->n_heads, sizeof *s->chunk_states),
-        .chunk_sums = take_floats(&a, chunks * NH),
+        .chunk_sums = take_floats(&a, chunks * model->n_heads * attar_value_width(model->head_dim)),
+        .chunks_done = take(&a, model->n_kv_heads, sizeof *s->chunks_done),
     };
+    for (int32_t i = 0; i < plan->n_threads; i++) {
+        const attar_attend_room room = take_room(&a, model);
+        if (memory) s->rooms[i] = room;
+    }
+    for (int32_t kv = 0; memory && kv < model->n_kv_heads; kv++) atomic_init(&s->chunks_done[kv], 0);
     return a.used;
 }
 
@@ -67,7 +87,7 @@ static void measure(const attar_model *model, attar_session_plan *plan) {
     attar_scratch unplaced;
     plan->memory = (attar_memory){
         .weight_bytes = attar_model_loaded_bytes(model),
-        .cache_bytes = attar_cache_bytes(model, plan->n_ctx, plan->n_batch),
+        .cache_bytes = attar_cache_bytes(model, plan->n_ctx, plan->n_batch, plan->kv_type),
         .scratch_bytes = attar_scratch_place(model, plan, NULL, &unplaced),
     };
 }

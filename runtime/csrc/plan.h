@@ -2,6 +2,8 @@
 #ifndef ATTAR_PLAN_H
 #define ATTAR_PLAN_H
 
+#include <stdatomic.h>
+
 #include "kernels.h"
 #include "kv_cache.h"
 #include "model.h"
@@ -15,6 +17,16 @@ typedef struct {
     int32_t n_keep;
     attar_memory memory;
 } attar_session_plan;
+
+// What one thread needs for attention. R = attar_attend_rows; V and Q as in attend.h.
+typedef struct {
+    float *row;             // [V] a query on its way
+    uint16_t *halves;       // [V] a query, key or value as 16-bit values
+    void *queries;          // [R, H] float or [R, Q, 4] int16, in blocks of rows as the kernels take them
+    float *scales;          // [R] of integer queries
+    attar_softmax *states;  // [R]
+    float *sums;            // [R, V]
+} attar_attend_room;
 
 // Working memory of a session; one block. B tokens are in flight; W = max(D, N*H); G = N / K; P = max(B, threads): a
 // single token's residual stream is kept by every thread for itself, in row `thread`.
@@ -32,16 +44,15 @@ typedef struct {
     attar_act act;   // [P, W] h or mixed, whichever the next product takes, as integers
     attar_act gate_act;  // [B, F] gate, as integers
 
-    attar_softmax *states;  // [threads, G]
-    float *scores;          // [threads, G, ATTAR_ATTEND_CHUNK]
-
-    // One decoding step splits the keys into chunks, so that all threads share few heads.
+    attar_attend_room *rooms;  // [threads]
+    // A single token's keys fall into chunks, so that all threads share few heads.
     attar_softmax *chunk_states;  // [K, chunks, G]
-    float *chunk_sums;            // [K, chunks, G, H]
+    float *chunk_sums;            // [K, chunks, G, V], V as in attend.h
+    atomic_int *chunks_done;      // [K], 0 between layers
 } attar_scratch;
 
-// Keys in a chunk of a decoding step. Fixed, so that results do not depend on the number of threads.
-enum { ATTAR_DECODE_CHUNK = 128 };
+// The most query rows an attend_room holds: whole tokens of one KV head.
+int32_t attar_attend_rows(const attar_model *model);
 
 attar_status attar_plan_make(const attar_model *model, const attar_session_params *params, attar_session_plan *plan,
                              attar_error *error);

@@ -45,7 +45,8 @@ attar_status attar_session_create(attar_model *model, const attar_session_params
         return status;
     }
     attar_scratch_place(model, &s->plan, s->scratch_memory, &s->scratch);
-    attar_cache_init(&s->cache, model, s->plan.n_ctx, s->plan.n_batch, s->cache_memory, s->scratch.cache_layers);
+    attar_cache_init(&s->cache, model, s->plan.n_ctx, s->plan.n_batch, s->plan.kv_type, s->cache_memory,
+                     s->scratch.cache_layers);
     attar_rope_frequencies(model, s->scratch.inverse_frequencies);
     *out = s;
     return ATTAR_OK;

@@ -1,150 +1,290 @@
-// vec_attend.h: attention over an f16 cache with a `vec`. Include after vec_avx2.h or vec_avx512.h.
+// vec_attend.h: attention over an f16 or int8 cache with a `vec`; contracts in kernels.h, layouts in attend.h. Include
+// after a vec_*.h and its vec_quads_*.h.
 //
-// The online softmax of Milakov & Gimelshein, 2018, arXiv:1805.02867, a chunk of keys at a time: scores, running
-// maximum, exponentials, weighted values. Query heads go in blocks of up to 4, so that each key and value row is read
-// and converted once for a block.
+// A block of query rows meets a chunk of keys: scores, the online softmax of Milakov & Gimelshein, 2018,
+// arXiv:1805.02867, then weighted values. Scores (lanes are keys, the loop runs over dimensions) and values (lanes are
+// dimensions, the loop runs over keys) are the same product: a vector of the cache times one number of each row. What
+// is read from the cache is converted once for all rows of the block.
 #ifndef ATTAR_VEC_ATTEND_H
 #define ATTAR_VEC_ATTEND_H
 
+#include "attend.h"
 #include "vec_math.h"
 
-enum { BLOCK_HEADS = 4, ATTEND_SUMS = 8 };
+enum { MOST_SUMS = 24 };  // of any blocking below
 
-// The keys or values of one KV head: rows of head_dim f16, `stride` apart.
+// Where number i of row r lies: i * step + r * row.
 typedef struct {
-    const uint16_t *data;
-    int64_t stride;
-    int32_t head_dim;
-} cache_rows;
+    int64_t step, row;
+} stride;
 
-// scores[h * ATTAR_ATTEND_CHUNK + i] = q[h] . k[i] for `heads` heads and the next `keys` keys.
-ATTAR_INLINE void score_keys(const float *q, cache_rows k, int32_t i, int32_t keys, int32_t heads, float *scores) {
-    vec sum[ATTEND_SUMS];
-    for (int32_t a = 0; a < keys * heads; a++) sum[a] = vec_set1(0.0f);
-    for (int32_t j = 0; j < k.head_dim; j += LANES) {
-        const int32_t n = k.head_dim - j;
-        for (int32_t b = 0; b < keys; b++) {
-            const vec key = vec_load_f16(k.data + (i + b) * k.stride + j, n);
-            for (int32_t h = 0; h < heads; h++) {
-                sum[b * heads + h] = vec_fma(vec_load(q + h * k.head_dim + j, n), key, sum[b * heads + h]);
-            }
-        }
+// The keys of a chunk that any row of a block sees, and the whole tiles that hold them.
+typedef struct {
+    int32_t begin, end, from, to;
+} span;
+
+static span whole_tiles(int32_t begin, int32_t end) {
+    const int32_t tile = ATTAR_KEY_TILE;
+    return (span){begin, end, begin / tile * tile, (end + tile - 1) / tile * tile};
+}
+
+static span keys_seen(const attar_queries *q) {
+    int32_t begin = ATTAR_ATTEND_KEYS, end = 0;
+    for (int32_t r = 0; r < q->rows; r++) {
+        if (q->begin[r] >= q->end[r]) continue;
+        if (q->begin[r] < begin) begin = q->begin[r];
+        if (q->end[r] > end) end = q->end[r];
     }
-    for (int32_t b = 0; b < keys; b++) {
-        for (int32_t h = 0; h < heads; h++) scores[h * ATTAR_ATTEND_CHUNK + i + b] = vec_sum(sum[b * heads + h]);
+    return whole_tiles(begin, end);
+}
+
+// --- rounding -----------------------------------------------------------------------------------------------------
+
+// vec_min and vec_max return their second operand where one is a NaN, so that it stays one.
+static void vec_f32_to_f16(const float *x, uint16_t *y, int32_t n) {
+    const vec high = vec_set1(65504.0f), low = vec_set1(-65504.0f);
+    for (int32_t i = 0; i < n; i += LANES) {
+        vec_store_f16(y + i, n - i, vec_max(low, vec_min(high, vec_load(x + i, n - i))));
     }
 }
 
-ATTAR_INLINE void score_chunk(const float *q, cache_rows k, int32_t n_keys, int32_t heads, float *scores) {
-    const int32_t at_once = ATTEND_SUMS / heads;
-    int32_t i = 0;
-    for (; i + at_once <= n_keys; i += at_once) score_keys(q, k, i, at_once, heads, scores);
-    for (; i < n_keys; i++) score_keys(q, k, i, 1, heads, scores);
+static float largest_magnitude(const float *x, int32_t n) {
+    vec largest = vec_set1(0.0f);
+    for (int32_t i = 0; i < n; i += LANES) largest = vec_max(largest, vec_abs(vec_load(x + i, n - i)));
+    return vec_largest(largest);
 }
 
-// acc[h] += sum over keys of scores[h][i] v[i], for `heads` heads and columns j .. j + 8 vectors.
-ATTAR_INLINE void add_values(const float *scores, cache_rows v, int32_t n_keys, int32_t j, int32_t vectors,
-                             int32_t heads, float *acc) {
-    vec sum[ATTEND_SUMS];
-    const int32_t n = v.head_dim - j;
-    for (int32_t h = 0; h < heads; h++) {
-        for (int32_t c = 0; c < vectors; c++) {
-            sum[h * vectors + c] = vec_load(acc + h * v.head_dim + j + c * LANES, n - c * LANES);
-        }
-    }
-    for (int32_t i = 0; i < n_keys; i++) {
-        for (int32_t c = 0; c < vectors; c++) {
-            const vec value = vec_load_f16(v.data + i * v.stride + j + c * LANES, n - c * LANES);
-            for (int32_t h = 0; h < heads; h++) {
-                const vec p = vec_set1(scores[h * ATTAR_ATTEND_CHUNK + i]);
-                sum[h * vectors + c] = vec_fma(p, value, sum[h * vectors + c]);
-            }
-        }
-    }
-    for (int32_t h = 0; h < heads; h++) {
-        for (int32_t c = 0; c < vectors; c++) {
-            vec_store(acc + h * v.head_dim + j + c * LANES, n - c * LANES, sum[h * vectors + c]);
-        }
-    }
+static float vec_round_i16(const float *x, int16_t *y, int32_t n, float limit) {
+    const float max = largest_magnitude(x, n);
+    const vec inverse = vec_set1(max > ATTAR_ROUND_LEAST ? limit / max : 0.0f);
+    for (int32_t i = 0; i < n; i += LANES) vec_store_i16(y + i, n - i, vec_mul(vec_load(x + i, n - i), inverse));
+    return max / limit;
 }
 
-ATTAR_INLINE void value_chunk(const float *scores, cache_rows v, int32_t n_keys, int32_t heads, float *acc) {
-    const int32_t vectors = ATTEND_SUMS / heads;
-    int32_t j = 0;
-    for (; j + vectors * LANES <= v.head_dim; j += vectors * LANES) {
-        add_values(scores, v, n_keys, j, vectors, heads, acc);
-    }
-    for (; j < v.head_dim; j += LANES) add_values(scores, v, n_keys, j, 1, heads, acc);
+// --- the online softmax -------------------------------------------------------------------------------------------
+
+static void fill(float *x, int32_t from, int32_t to, float value) {
+    for (int32_t i = from; i < to; i++) x[i] = value;
 }
 
-static float max_score(const float *scores, int32_t n, float max) {
-    vec best = vec_set1(max);
-    int32_t i = 0;
-    for (; i + LANES <= n; i += LANES) best = vec_max(best, vec_load(scores + i, LANES));
-    max = vec_largest(best);
-    for (; i < n; i++) max = scores[i] > max ? scores[i] : max;
-    return max;
+// The sums so far are rescaled to a new maximum.
+static void raise_max(attar_softmax *state, float max, float *sums, int32_t width) {
+    const float shrink = expf(state->max - max);
+    const vec factor = vec_set1(shrink);
+    for (int32_t j = 0; j < width; j += LANES) vec_store(sums + j, LANES, vec_mul(factor, vec_load(sums + j, LANES)));
+    *state = (attar_softmax){max, state->sum * shrink};
 }
 
-// scores [n] become exp(score - max); returns their sum.
-static float exp_scores(float *scores, int32_t n, float max) {
+// scores of the keys s become exp(score - new maximum), and 0 in the rest of their tiles.
+static void softmax_step(float *scores, span s, float cap, attar_softmax *state, float *sums, int32_t width) {
+    if (cap != 0.0f) vec_soft_cap(scores + s.from, cap, s.to - s.from);
+    fill(scores, s.from, s.begin, -INFINITY);  // whatever lies in the cache there, a NaN included
+    fill(scores, s.end, s.to, -INFINITY);
+    vec largest = vec_set1(state->max);
+    for (int32_t i = s.from; i < s.to; i += LANES) largest = vec_max(largest, vec_load(scores + i, LANES));
+    const float max = vec_largest(largest);
+    if (max > state->max) raise_max(state, max, sums, width);
     const vec offset = vec_set1(max);
     vec sum = vec_set1(0.0f);
-    for (int32_t i = 0; i < n; i += LANES) {
-        const vec p = vec_keep_first(vec_exp(vec_sub(vec_load(scores + i, n - i), offset)), n - i);
-        vec_store(scores + i, n - i, p);
+    for (int32_t i = s.from; i < s.to; i += LANES) {
+        const vec p = vec_exp(vec_sub(vec_load(scores + i, LANES), offset));
+        vec_store(scores + i, LANES, p);
         sum = vec_add(sum, p);
     }
-    return vec_sum(sum);
+    state->sum += vec_sum(sum);
 }
 
-// One head's step of the online softmax: acc [head_dim] and the sum so far are rescaled to the new maximum.
-static void softmax_step(float *scores, int32_t n, attar_softmax *state, float *acc, int32_t head_dim) {
-    const float max = max_score(scores, n, state->max);
-    if (max > state->max) {
-        const float shrink = expf(state->max - max);
-        const vec factor = vec_set1(shrink);
-        for (int32_t j = 0; j < head_dim; j += LANES) {
-            vec_store(acc + j, head_dim - j, vec_mul(factor, vec_load(acc + j, head_dim - j)));
+// scores [rows, ATTAR_ATTEND_KEYS] become the rows' weights; 0 for keys that others see and a row does not.
+static void softmax_rows(const attar_queries *q, span all, attar_softmax *state, float *sums, float *scores) {
+    const int32_t width = attar_value_width(q->head_dim);
+    for (int32_t r = 0; r < q->rows; r++) {
+        float *row = scores + r * ATTAR_ATTEND_KEYS;
+        const span own = whole_tiles(q->begin[r], q->end[r]);
+        if (own.begin >= own.end) {
+            fill(row, all.from, all.to, 0.0f);
+            continue;
         }
-        state->sum *= shrink;
-        state->max = max;
-    }
-    state->sum += exp_scores(scores, n, max);
-}
-
-ATTAR_INLINE void attend_chunk(const float *q, cache_rows k, cache_rows v, int32_t n_keys, int32_t heads, float softcap,
-                               attar_softmax *state, float *acc, float *scores) {
-    score_chunk(q, k, n_keys, heads, scores);
-    for (int32_t h = 0; h < heads; h++) {
-        float *row = scores + h * ATTAR_ATTEND_CHUNK;
-        if (softcap != 0.0f) vec_soft_cap(row, softcap, n_keys);
-        softmax_step(row, n_keys, state + h, acc + h * k.head_dim, k.head_dim);
-    }
-    value_chunk(scores, v, n_keys, heads, acc);
-}
-
-static void attend_heads(const float *q, cache_rows k, cache_rows v, int32_t n_keys, int32_t heads, float softcap,
-                         attar_softmax *state, float *acc, float *scores) {
-    switch (heads) {
-        case 1: attend_chunk(q, k, v, n_keys, 1, softcap, state, acc, scores); break;
-        case 2: attend_chunk(q, k, v, n_keys, 2, softcap, state, acc, scores); break;
-        case 3: attend_chunk(q, k, v, n_keys, 3, softcap, state, acc, scores); break;
-        default: attend_chunk(q, k, v, n_keys, BLOCK_HEADS, softcap, state, acc, scores); break;
+        softmax_step(row, own, q->cap, state + r, sums + r * width, width);
+        fill(row, all.from, own.from, 0.0f);
+        fill(row, own.to, all.to, 0.0f);
     }
 }
 
-static void vec_attend(const float *q, const uint16_t *k, const uint16_t *v, int64_t stride, int32_t n_keys,
-                       int32_t n_heads, int32_t head_dim, float softcap, attar_softmax *state, float *acc,
-                       float *scores) {
-    for (int32_t first = 0; first < n_keys; first += ATTAR_ATTEND_CHUNK) {
-        const int32_t n = n_keys - first < ATTAR_ATTEND_CHUNK ? n_keys - first : ATTAR_ATTEND_CHUNK;
-        const cache_rows keys = {k + first * stride, stride, head_dim}, values = {v + first * stride, stride, head_dim};
-        for (int32_t h = 0; h < n_heads; h += BLOCK_HEADS) {
-            const int32_t heads = n_heads - h < BLOCK_HEADS ? n_heads - h : BLOCK_HEADS;
-            attend_heads(q + h * head_dim, keys, values, n, heads, softcap, state + h, acc + h * head_dim,
-                         scores + h * ATTAR_ATTEND_CHUNK);
+// --- f16 ----------------------------------------------------------------------------------------------------------
+
+// Vectors that `rows` rows take at once: enough sums to hide the latency of their additions.
+ATTAR_INLINE int32_t vectors_f16(int32_t rows) { return (rows == 1 ? 8 : rows <= 3 ? 4 : 2) * (LANES == 4 ? 2 : 1); }
+
+// sum[r, c] += sum over i < n of w(i, r) times vector c of x + i * x_step; the vectors go by 16 lanes, x_set apart.
+ATTAR_INLINE void add_products_f16(const uint16_t *x, int64_t x_step, int64_t x_set, int32_t n, const float *w,
+                                   stride at, int32_t rows, int32_t vectors, vec *sum) {
+    for (int32_t i = 0; i < n; i++) {
+        for (int32_t c = 0; c < vectors; c++) {
+            const vec v = vec_load_f16(x + i * x_step + c * LANES / 16 * x_set + c * LANES % 16, LANES);
+            for (int32_t r = 0; r < rows; r++) {
+                sum[r * vectors + c] = vec_fma(vec_set1(w[i * at.step + r * at.row]), v, sum[r * vectors + c]);
+            }
         }
+    }
+}
+
+// scores [rows, ATTAR_ATTEND_KEYS] of the keys from `key` on.
+ATTAR_INLINE void score_f16(const attar_queries *q, const uint16_t *k, int32_t key, int32_t rows, int32_t vectors,
+                            float *scores) {
+    vec sum[MOST_SUMS];
+    const int64_t tile = (int64_t)q->head_dim * ATTAR_KEY_TILE;
+    for (int32_t a = 0; a < rows * vectors; a++) sum[a] = vec_set1(0.0f);
+    add_products_f16(k + key / ATTAR_KEY_TILE * tile + key % ATTAR_KEY_TILE, ATTAR_KEY_TILE, tile, q->head_dim, q->q,
+                     (stride){rows, 1}, rows, vectors, sum);
+    for (int32_t r = 0; r < rows; r++) {
+        for (int32_t c = 0; c < vectors; c++) {
+            vec_store(scores + r * ATTAR_ATTEND_KEYS + key + c * LANES, LANES, sum[r * vectors + c]);
+        }
+    }
+}
+
+// sums [rows, width] from column 0 on += weights [rows, ATTAR_ATTEND_KEYS] of the first n keys times v [n, width].
+ATTAR_INLINE void add_values_f16(const uint16_t *v, int32_t width, int32_t n, const float *weights, int32_t rows,
+                                 int32_t vectors, float *sums) {
+    vec sum[MOST_SUMS];
+    for (int32_t r = 0; r < rows; r++) {
+        for (int32_t c = 0; c < vectors; c++) sum[r * vectors + c] = vec_load(sums + r * width + c * LANES, LANES);
+    }
+    add_products_f16(v, width, 16, n, weights, (stride){1, ATTAR_ATTEND_KEYS}, rows, vectors, sum);
+    for (int32_t r = 0; r < rows; r++) {
+        for (int32_t c = 0; c < vectors; c++) vec_store(sums + r * width + c * LANES, LANES, sum[r * vectors + c]);
+    }
+}
+
+ATTAR_INLINE void attend_rows_f16(const attar_queries *q, const uint16_t *k, const uint16_t *v, int32_t rows,
+                                  attar_softmax *state, float *sums) {
+    const int32_t vectors = vectors_f16(rows), lanes = vectors * LANES, width = attar_value_width(q->head_dim);
+    const span s = keys_seen(q);
+    if (s.begin >= s.end) return;
+    float scores[ATTAR_ATTEND_ROWS * ATTAR_ATTEND_KEYS];
+    int32_t i = s.from;
+    for (; i + lanes <= s.to; i += lanes) score_f16(q, k, i, rows, vectors, scores);
+    for (; i < s.to; i += 16) score_f16(q, k, i, rows, 16 / LANES, scores);
+    softmax_rows(q, s, state, sums, scores);
+    v += (int64_t)s.begin * width;
+    const float *weights = scores + s.begin;
+    for (i = 0; i + lanes <= width; i += lanes) {
+        add_values_f16(v + i, width, s.end - s.begin, weights, rows, vectors, sums + i);
+    }
+    for (; i < width; i += 16) add_values_f16(v + i, width, s.end - s.begin, weights, rows, 16 / LANES, sums + i);
+}
+
+static void vec_attend_f16(const attar_queries *q, attar_kv kv, attar_softmax *state, float *sums) {
+    switch (q->rows) {
+        case 1: attend_rows_f16(q, kv.k, kv.v, 1, state, sums); break;
+        case 2: attend_rows_f16(q, kv.k, kv.v, 2, state, sums); break;
+        case 3: attend_rows_f16(q, kv.k, kv.v, 3, state, sums); break;
+        case 4: attend_rows_f16(q, kv.k, kv.v, 4, state, sums); break;
+        case 5: attend_rows_f16(q, kv.k, kv.v, 5, state, sums); break;
+        default: attend_rows_f16(q, kv.k, kv.v, ATTAR_ATTEND_ROWS, state, sums); break;
+    }
+}
+
+// --- int8 ---------------------------------------------------------------------------------------------------------
+
+// Fewer than for f16: integer additions take one cycle, and each vector is held as even and odd bytes.
+ATTAR_INLINE int32_t vectors_int8(int32_t rows) { return (rows <= 2 ? 4 : rows <= 4 ? 2 : 1) * (LANES / 8); }
+
+// sum[r, c] += sum over i < n of quad w(i, r) times vector c of quads of x + i * x_step.
+ATTAR_INLINE void add_products_int8(const int8_t *x, int64_t x_step, int64_t x_set, int32_t n, const int16_t *w,
+                                    stride at, int32_t rows, int32_t vectors, ivec *sum) {
+    for (int32_t i = 0; i < n; i++) {
+        for (int32_t c = 0; c < vectors; c++) {
+            const quads v = quads_load(x + i * x_step + c * LANES / 16 * x_set + c * LANES % 16 * 4);
+            for (int32_t r = 0; r < rows; r++) {
+                sum[r * vectors + c] = quads_dot(sum[r * vectors + c], v, w + (i * at.step + r * at.row) * 4);
+            }
+        }
+    }
+}
+
+ATTAR_INLINE void score_int8(const attar_queries *q, attar_kv kv, int32_t key, int32_t rows, int32_t vectors,
+                             float *scores) {
+    ivec sum[MOST_SUMS];
+    const int32_t n = attar_quads(q->head_dim);
+    const int64_t tile = (int64_t)n * ATTAR_KEY_TILE * 4;
+    const int8_t *k = (const int8_t *)kv.k + key / ATTAR_KEY_TILE * tile + key % ATTAR_KEY_TILE * 4;
+    for (int32_t a = 0; a < rows * vectors; a++) sum[a] = ivec_zero();
+    add_products_int8(k, ATTAR_KEY_TILE * 4, tile, n, q->q, (stride){rows, 1}, rows, vectors, sum);
+    for (int32_t c = 0; c < vectors; c++) {
+        const vec k_scale = vec_load(kv.k_scale + key + c * LANES, LANES);
+        for (int32_t r = 0; r < rows; r++) {
+            const vec scale = vec_mul(vec_set1(q->scales[r]), k_scale);
+            vec_store(scores + r * ATTAR_ATTEND_KEYS + key + c * LANES, LANES,
+                      vec_mul(ivec_to_vec(sum[r * vectors + c]), scale));
+        }
+    }
+}
+
+// sums [rows, width] from column 0 on += scales[r] times weights [rows, ATTAR_ATTEND_KEYS / 4, 4] of the first n quads
+// of positions times v [n, width, 4].
+ATTAR_INLINE void add_values_int8(const int8_t *v, int32_t width, int32_t n, const int16_t *weights,
+                                  const float *scales, int32_t rows, int32_t vectors, float *sums) {
+    ivec sum[MOST_SUMS];
+    for (int32_t a = 0; a < rows * vectors; a++) sum[a] = ivec_zero();
+    add_products_int8(v, width * 4, 64, n, weights, (stride){1, ATTAR_ATTEND_KEYS / 4}, rows, vectors, sum);
+    for (int32_t r = 0; r < rows; r++) {
+        for (int32_t c = 0; c < vectors; c++) {
+            float *out = sums + r * width + c * LANES;
+            const vec value = ivec_to_vec(sum[r * vectors + c]);
+            vec_store(out, LANES, vec_fma(vec_set1(scales[r]), value, vec_load(out, LANES)));
+        }
+    }
+}
+
+// weights [s.from, s.to) times the values' scales as int16 in the order of quads; returns the scale of those.
+static float round_weights(float *weights, const float *v_scale, span own, span all, int16_t *rounded) {
+    for (int32_t i = all.from; i < all.to; i += LANES) {
+        vec_store(weights + i, LANES, vec_mul(vec_load(weights + i, LANES), vec_load(v_scale + i, LANES)));
+    }
+    fill(weights, all.from, own.begin, 0.0f);  // scales of rows that were never written may be anything
+    fill(weights, own.end, all.to, 0.0f);
+    const float max = largest_magnitude(weights + all.from, all.to - all.from);
+    const vec inverse = vec_set1(max > ATTAR_ROUND_LEAST ? 32767.0f / max : 0.0f);
+    for (int32_t i = all.from; i < all.to; i += LANES) {
+        vec_store_quads(rounded + i, vec_mul(vec_load(weights + i, LANES), inverse));
+    }
+    return max / 32767.0f;
+}
+
+ATTAR_INLINE void attend_rows_int8(const attar_queries *q, attar_kv kv, int32_t rows, attar_softmax *state,
+                                   float *sums) {
+    const int32_t vectors = vectors_int8(rows), lanes = vectors * LANES, width = attar_value_width(q->head_dim);
+    const span s = keys_seen(q);
+    if (s.begin >= s.end) return;
+    float scores[ATTAR_ATTEND_ROWS * ATTAR_ATTEND_KEYS], scales[ATTAR_ATTEND_ROWS];
+    int16_t rounded[ATTAR_ATTEND_ROWS * ATTAR_ATTEND_KEYS];
+    int32_t i = s.from;
+    for (; i + lanes <= s.to; i += lanes) score_int8(q, kv, i, rows, vectors, scores);
+    for (; i < s.to; i += 16) score_int8(q, kv, i, rows, 16 / LANES, scores);
+    softmax_rows(q, s, state, sums, scores);
+    for (int32_t r = 0; r < rows; r++) {
+        const span own = q->begin[r] < q->end[r] ? whole_tiles(q->begin[r], q->end[r]) : whole_tiles(s.to, s.to);
+        scales[r] = round_weights(scores + r * ATTAR_ATTEND_KEYS, kv.v_scale, own, s, rounded + r * ATTAR_ATTEND_KEYS);
+    }
+    const int8_t *v = (const int8_t *)kv.v + (int64_t)s.from * width;
+    const int32_t n = (s.to - s.from) / 4;
+    for (i = 0; i + lanes <= width; i += lanes) {
+        add_values_int8(v + i * 4, width, n, rounded + s.from, scales, rows, vectors, sums + i);
+    }
+    for (; i < width; i += 16) {
+        add_values_int8(v + i * 4, width, n, rounded + s.from, scales, rows, 16 / LANES, sums + i);
+    }
+}
+
+static void vec_attend_int8(const attar_queries *q, attar_kv kv, attar_softmax *state, float *sums) {
+    switch (q->rows) {
+        case 1: attend_rows_int8(q, kv, 1, state, sums); break;
+        case 2: attend_rows_int8(q, kv, 2, state, sums); break;
+        case 3: attend_rows_int8(q, kv, 3, state, sums); break;
+        case 4: attend_rows_int8(q, kv, 4, state, sums); break;
+        case 5: attend_rows_int8(q, kv, 5, state, sums); break;
+        default: attend_rows_int8(q, kv, ATTAR_ATTEND_ROWS, state, sums); break;
     }
 }
 

@@ -58,10 +58,6 @@ static void vec_rope(float *x, const float *cosines, const float *sines, int32_t
     }
 }
 
-static void vec_f32_to_f16(const float *x, uint16_t *y, int32_t n) {
-    for (int32_t i = 0; i < n; i += LANES) vec_store_f16(y + i, n - i, vec_load(x + i, n - i));
-}
-
 // g / (1 + e^-z) * u, the form of both gates.
 ATTAR_INLINE vec vec_gated(vec g, vec z, vec u) {
     const vec e = vec_exp(vec_sub(vec_set1(0.0f), z));

@@ -28,6 +28,7 @@ int main(void) {
         test_attend(&c, tables[i]);
         test_vectors(&c, tables[i]);
         test_half_floats(&c, tables[i]);
+        test_round_i16(&c, tables[i]);
         printf("%s: %d failures\n", tables[i]->name, c.failures);
     }
     return c.failures != 0;
