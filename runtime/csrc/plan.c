@@ -27,7 +27,7 @@ static float *take_floats(arena *a, int64_t count) { return take(a, count, sizeo
 static attar_act take_act(arena *a, int64_t n_tokens, int64_t cols, int32_t bits) {
     const int64_t groups = n_tokens * cols / ATTAR_GROUP + 1;  // where cols is no multiple, no integers are used
     return (attar_act){.q = take(a, n_tokens * cols, (size_t)bits / 8), .d = take_floats(a, groups),
-                       .sum = take(a, groups, sizeof(int32_t)), .bits = bits};
+                       .sum = take(a, 2 * groups, sizeof(int32_t)), .bits = bits};
 }
 
 int32_t attar_attend_rows(const attar_model *model) {
