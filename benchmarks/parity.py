@@ -27,6 +27,7 @@ from attar.engine.checkpoint import load_model
 from attar.export.verify_compare import NEAR_TIE_LOGITS, ReferenceLogits, compare_logits
 from attar.runtime.hub import resolve
 from attar.runtime.native import NativeSession
+from attar.runtime.session import NativeOptions
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ class Parity:
     """
 
     model: str
+    activation_bits: int
     prompts: int
     positions: int
     differing: int
@@ -57,13 +59,14 @@ class Parity:
     seconds: float
 
 
-def measure(name: str, num_prompts: int, new_tokens: int, text_bytes: int, window: int) -> Parity:
+def measure(name: str, num_prompts: int, new_tokens: int, text_bytes: int, window: int, bits: int) -> Parity:
     """Compares one model; the text is that of the bundled package descriptions."""
     started = time.perf_counter()
     path = resolve(name)
     model = load_model(path)
     tokenizer, texts = model.tokenizer, [pair.document for pair in read_sample()]
-    with NativeSession.open(path, context_length=max(window, 512) + new_tokens) as session:
+    options = NativeOptions(activation_bits=bits)
+    with NativeSession.open(path, context_length=max(window, 512) + new_tokens, options=options) as session:
         prompts, answers = [], []
         for text in texts[:num_prompts]:
             prompt = tokenizer.encode(text, add_special=True)[:400]
@@ -81,6 +84,7 @@ def measure(name: str, num_prompts: int, new_tokens: int, text_bytes: int, windo
         )
     return Parity(
         model=name,
+        activation_bits=bits,
         prompts=len(prompts),
         positions=whole.positions,
         differing=whole.positions - whole.agreed,
@@ -119,11 +123,17 @@ def main() -> int:
     parser.add_argument("--tokens", type=int, default=32, help="greedy tokens a prompt (default 32)")
     parser.add_argument("--text-bytes", type=int, default=20_000)
     parser.add_argument("--window", type=int, default=1024, help="tokens of a perplexity window (default 1024)")
+    parser.add_argument(
+        "--activation-bits", type=int, default=16, choices=[8, 16], help="precision of the C runtime (default 16)"
+    )
     parser.add_argument("--quick", action="store_true", help="4 prompts and 2 kB, for a look")
     parser.add_argument("--json", action="store_true")
     chosen = parser.parse_args()
     prompts, text_bytes = (4, 2000) if chosen.quick else (chosen.prompts, chosen.text_bytes)
-    results = [measure(name, prompts, chosen.tokens, text_bytes, chosen.window) for name in chosen.models]
+    results = [
+        measure(name, prompts, chosen.tokens, text_bytes, chosen.window, chosen.activation_bits)
+        for name in chosen.models
+    ]
     if chosen.json:
         print(json.dumps({"results": [asdict(result) for result in results]}))
         return 0

@@ -48,12 +48,14 @@ class Conversation:
         former, up to the opening of the next reply, or None where it rewrites earlier turns. The attribute itself is
         None for a base model, whose turns are raw text to be continued.
       draw: Chooses a token from logits [V].
+      slides: The session forgets its oldest tokens when the context is full, instead of refusing.
     """
 
     session: Session
     tokenizer: ChatTokenizer
     draw: Draw
     continue_text: Continue | None = None
+    slides: bool = False
     messages: list[Message] = field(default_factory=list)
     stats: TurnStats = field(default_factory=TurnStats)
     _held: list[int] = field(default_factory=list)
@@ -101,15 +103,15 @@ class Conversation:
         return self.tokenizer.encode(turn, add_special=False)
 
     def _read(self, tokens: list[int]) -> Logits:
-        if self.session.position + len(tokens) > self.session.context_length:
+        if not self.slides and self.session.position + len(tokens) > self.session.context_length:
             raise SessionError(
                 f"the turn needs {len(tokens)} tokens and {self.session.context_length - self.session.position} of "
                 f"{self.session.context_length} are left; shorten it, or /reset"
             )
-        started = time.perf_counter()
+        started, held = time.perf_counter(), self.session.position
         logits = self.session.prefill(tokens)
         self.stats = TurnStats(
-            prompt_tokens=len(tokens), reused_tokens=len(self._held), prefill_seconds=time.perf_counter() - started
+            prompt_tokens=len(tokens), reused_tokens=held, prefill_seconds=time.perf_counter() - started
         )
         self._held += tokens
         return logits
@@ -120,7 +122,7 @@ class Conversation:
             token = self.draw(logits)
             if self.tokenizer.is_end(token):
                 break
-            if self.session.position >= self.session.context_length:
+            if not self.slides and self.session.position >= self.session.context_length:
                 self.stats.stopped = "context"
                 break
             pending += self.tokenizer.token_bytes(token)

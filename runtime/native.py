@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from ctypes import POINTER, byref, c_float, c_int32, c_size_t, c_void_p
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +25,7 @@ from attar.runtime._native import (
     library,
     text_at,
 )
-from attar.runtime.session import Logits, MemoryUsage, SessionError
+from attar.runtime.session import DEFAULT_OPTIONS, Logits, MemoryUsage, NativeOptions, SessionError
 
 __all__ = ["NativeModel", "NativeSampler", "NativeSession", "NativeTokenizer", "kernels_name", "library_version"]
 
@@ -40,10 +40,6 @@ def kernels_name() -> str:
     """Instruction set whose kernels this CPU runs: "avx512", "avx2" or "scalar"."""
     name: bytes = library().attar_kernels_name()
     return name.decode()
-
-
-CacheType = Literal["f16", "int8"]
-Overflow = Literal["refuse", "slide"]
 
 
 class NativeModel:
@@ -83,7 +79,7 @@ class NativeModel:
         return None if text is None else text.decode("utf-8", "replace")
 
     def plan(
-        self, context_length: int | None = None, *, threads: int | None = None, cache_type: CacheType = "f16"
+        self, context_length: int | None = None, *, threads: int | None = None, options: NativeOptions = DEFAULT_OPTIONS
     ) -> MemoryUsage:
         """Bytes that a session of this context would hold; nothing is allocated or loaded.
 
@@ -91,7 +87,7 @@ class NativeModel:
           SessionError: If the context is longer than the model was trained for.
         """
         memory = AttarMemory()
-        params = _session_params(context_length, threads, cache_type=cache_type)
+        params = _session_params(context_length, threads, None, None, options)
         check(library().attar_plan, self._handle, byref(params), byref(memory))
         return MemoryUsage(memory.weight_bytes, memory.cache_bytes, memory.scratch_bytes)
 
@@ -103,28 +99,25 @@ _OVERFLOWS = {"refuse": 0, "slide": 1}
 def _session_params(
     context_length: int | None,
     threads: int | None,
-    batch_tokens: int | None = None,
-    memory_budget_bytes: int | None = None,
-    activation_bits: int | None = None,
-    cache_type: CacheType = "f16",
-    overflow: Overflow = "refuse",
-    keep_tokens: int = 0,
+    batch_tokens: int | None,
+    memory_budget_bytes: int | None,
+    options: NativeOptions,
 ) -> AttarSessionParams:
     for name, value in (("context_length", context_length), ("threads", threads), ("batch_tokens", batch_tokens)):
         if value is not None and not 1 <= value < 2**31:
             raise SessionError(f"{name} must be at least 1, got {value}")
     if memory_budget_bytes is not None and not 1 <= memory_budget_bytes < 2**64:
         raise SessionError(f"memory_budget_bytes must be at least 1, got {memory_budget_bytes}")
-    if not 0 <= keep_tokens < 2**31:
-        raise SessionError(f"keep_tokens must be at least 0, got {keep_tokens}")
+    if not 0 <= options.keep_tokens < 2**31:
+        raise SessionError(f"keep_tokens must be at least 0, got {options.keep_tokens}")
     return AttarSessionParams(
         context_length or 0,
         threads or 0,
         batch_tokens or 0,
-        activation_bits or 0,
-        _CACHE_TYPES[cache_type],
-        _OVERFLOWS[overflow],
-        keep_tokens,
+        options.activation_bits or 0,
+        _CACHE_TYPES[options.cache_type],
+        _OVERFLOWS[options.overflow],
+        options.keep_tokens,
         memory_budget_bytes or 0,
     )
 
@@ -140,10 +133,7 @@ class NativeSession:
         threads: int | None = None,
         batch_tokens: int | None = None,
         memory_budget_bytes: int | None = None,
-        activation_bits: int | None = None,
-        cache_type: CacheType = "f16",
-        overflow: Overflow = "refuse",
-        keep_tokens: int = 0,
+        options: NativeOptions = DEFAULT_OPTIONS,
     ) -> None:
         """Plans and allocates a session; the first of a model loads its weights.
 
@@ -152,24 +142,12 @@ class NativeSession:
           threads: Worker threads; None takes the usable cores.
           batch_tokens: Most prompt tokens run at once; None takes 256. Working memory grows with it.
           memory_budget_bytes: Refuse if weights, cache and scratch need more; None is no limit.
-          activation_bits: 8 (None) is fast; 16 gives nearly the logits of float arithmetic on the same weights.
-          cache_type: "int8" halves the cache of "f16".
-          overflow: What happens when the context is full: an error, or the oldest half slides out.
-          keep_tokens: First tokens that never slide out, such as a system prompt's.
+          options: Precision, cache and what happens when the context is full.
 
         Raises:
           SessionError: If the request is out of range, over the budget, or the system has no such memory.
         """
-        params = _session_params(
-            context_length,
-            threads,
-            batch_tokens,
-            memory_budget_bytes,
-            activation_bits,
-            cache_type,
-            overflow,
-            keep_tokens,
-        )
+        params = _session_params(context_length, threads, batch_tokens, memory_budget_bytes, options)
         memory = AttarMemory()
         check(library().attar_plan, model.handle, byref(params), byref(memory))
         self._memory = MemoryUsage(memory.weight_bytes, memory.cache_bytes, memory.scratch_bytes)
@@ -186,21 +164,14 @@ class NativeSession:
         *,
         context_length: int | None = None,
         threads: int | None = None,
-        activation_bits: int | None = None,
-        cache_type: CacheType = "f16",
+        options: NativeOptions = DEFAULT_OPTIONS,
     ) -> Self:
         """Opens a `.gguf` file; the arguments are those of a session.
 
         Raises:
           SessionError: If the file cannot be run, or not with this context.
         """
-        return cls(
-            NativeModel(path),
-            context_length=context_length,
-            threads=threads,
-            activation_bits=activation_bits,
-            cache_type=cache_type,
-        )
+        return cls(NativeModel(path), context_length=context_length, threads=threads, options=options)
 
     @property
     def model(self) -> NativeModel:

@@ -98,12 +98,32 @@ def backend_of(path: Path) -> Backend:
     raise SessionError(f"{path}: no runtime opens this; expected .gguf, .onnx, .tflite or a folder with model.onnx")
 
 
+@dataclass(frozen=True)
+class NativeOptions:
+    """What the C runtime alone lets a caller choose.
+
+    Attributes:
+      activation_bits: 8 (None) is fast; 16 gives nearly the logits of float arithmetic on the same weights.
+      cache_type: "int8" halves the cache of "f16", and reads it faster at depth.
+      overflow: When the context is full: an error, or the older half of it slides out.
+      keep_tokens: First tokens that never slide out, such as a system prompt's.
+    """
+
+    activation_bits: int | None = None
+    cache_type: Literal["f16", "int8"] = "f16"
+    overflow: Literal["refuse", "slide"] = "refuse"
+    keep_tokens: int = 0
+
+
+DEFAULT_OPTIONS = NativeOptions()
+
+
 def open_session(
     path: str | Path,
     *,
     context_length: int | None = None,
     threads: int | None = None,
-    activation_bits: int | None = None,
+    native: NativeOptions = DEFAULT_OPTIONS,
 ) -> Session:
     """Opens an exported model with the backend its ending names.
 
@@ -111,8 +131,7 @@ def open_session(
       path: A `.gguf`, `.onnx` or `.tflite` file, or a folder that holds `model.onnx`.
       context_length: Most tokens to hold; None takes what the file states (at most 4,096).
       threads: Worker threads; None takes the number of usable cores.
-      activation_bits: Of the C runtime: 8 (None) is fast, 16 gives nearly the logits of float arithmetic. The others
-        have no choice.
+      native: What holds where the C runtime opens the file.
 
     Raises:
       SessionError: If the file cannot be run.

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import sys
 import time
+from typing import Literal
 
 import click
 from rich.markup import escape
 
 from attar.cli._console import err, out
-from attar.cli._models import device_file, open_voice
-from attar.runtime.chat import Conversation
-from attar.runtime.session import Session, SessionError, open_session
+from attar.cli._models import Voice, device_file, open_voice
+from attar.runtime.chat import Conversation, Message
+from attar.runtime.session import NativeOptions, Session, SessionError, open_session
 
 _HELP = "/reset forgets the conversation, /quit (or Ctrl-D) ends, Ctrl-C stops a reply and keeps what was said."
 
@@ -36,6 +37,17 @@ _HELP = "/reset forgets the conversation, /quit (or Ctrl-D) ends, Ctrl-C stops a
     help="Tokens the conversation may hold; default: the model's, at most 4096.",
 )
 @click.option("--threads", "-t", type=click.IntRange(1), help="Threads; default: the usable cores.")
+@click.option("--cache", type=click.Choice(["f16", "int8"]), default="f16", show_default=True, help="KV cache (.gguf).")
+@click.option(
+    "--overflow",
+    type=click.Choice(["refuse", "slide"]),
+    default="refuse",
+    show_default=True,
+    help="At the end of the context, stop, or forget the older half but the system message (.gguf).",
+)
+@click.option(
+    "--exact", is_flag=True, help="16-bit activations: slower, nearly the logits of float arithmetic (.gguf)."
+)
 @click.option("--raw", is_flag=True, help="Continue the text as it is, without the chat template.")
 def command(
     model: str,
@@ -48,6 +60,9 @@ def command(
     max_tokens: int,
     context: int | None,
     threads: int | None,
+    cache: Literal["f16", "int8"],
+    overflow: Literal["refuse", "slide"],
+    exact: bool,
     raw: bool,
 ) -> None:
     """Talk to MODEL: a name, a .gguf, .onnx or .tflite file, or a checkpoint folder.
@@ -63,7 +78,10 @@ def command(
     continue_text = None if raw else voice.continue_text
     if system and continue_text is None:
         raise click.UsageError("--system needs a model with a chat template, and no --raw")
-    with open_session(path, context_length=context, threads=threads) as session:
+    options = NativeOptions(16 if exact else 8, cache, overflow, _system_tokens(voice, system) if system else 0)
+    if path.suffix != ".gguf" and (exact or cache != "f16" or overflow != "refuse"):
+        raise click.UsageError("--cache, --overflow and --exact are choices of the C runtime, which runs .gguf files")
+    with open_session(path, context_length=context, threads=threads, native=options) as session:
         sampler = NativeSampler(
             session.vocab_size,
             temperature=temperature,
@@ -71,7 +89,7 @@ def command(
             top_p=top_p,
             seed=time.time_ns() if seed is None else seed,
         )
-        conversation = Conversation(session, voice.tokenizer, sampler.draw, continue_text)
+        conversation = Conversation(session, voice.tokenizer, sampler.draw, continue_text, slides=overflow == "slide")
         if system:
             conversation.messages.append({"role": "system", "content": system})
         if prompt is not None:
@@ -79,6 +97,16 @@ def command(
         else:
             _greet(model, session, base=continue_text is None and not raw)
             _converse(conversation, max_tokens)
+
+
+def _system_tokens(voice: Voice, system: str) -> int:
+    """Tokens of a conversation that its system message takes up, which never slide out of the context."""
+    if voice.continue_text is None:
+        return 0
+    messages: list[Message] = [{"role": "system", "content": system}, {"role": "user", "content": ""}]
+    text = voice.continue_text([], messages)
+    head = text[: text.find(system) + len(system)] if text and system in text else ""
+    return len(voice.tokenizer.encode(head))
 
 
 def _greet(model: str, session: Session, base: bool) -> None:

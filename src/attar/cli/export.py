@@ -13,7 +13,7 @@ from attar.cli._compilation_cache import use_compilation_cache
 from attar.cli._console import err, out, print_json, spell_bytes
 from attar.cli._models import model_source
 from attar.export.verify import VerifyReport, report_path, verify_export
-from attar.runtime.session import open_session
+from attar.runtime.session import NativeOptions, open_session
 
 WEIGHTS = {
     "gguf": ("Q8_0", "Q4_0", "Q4_1", "Q5_0", "F16", "BF16", "F32"),
@@ -72,7 +72,10 @@ def command(
         written = _write(source, path, target, precision, context)
         status.update("verifying in its runtime")
         report = verify_export(
-            source, path, precision, open_session=partial(open_session, threads=threads, activation_bits=16)
+            source,
+            path,
+            precision,
+            open_session=partial(open_session, threads=threads, native=NativeOptions(activation_bits=16)),
         )
     for warning in written.warnings:
         err.print(f"note: {warning}", soft_wrap=True)

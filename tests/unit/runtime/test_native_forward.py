@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pytest
 
 from attar.runtime.native import NativeModel, NativeSession
+from attar.runtime.session import NativeOptions
 
 if TYPE_CHECKING:
     from tests.unit.runtime.conftest import MakeTiny, TinyModel
@@ -24,8 +25,11 @@ def prompt(model: TinyModel, length: int, seed: int = 1) -> list[int]:
     return np.random.default_rng(seed).integers(0, model.config.n_vocab, length).tolist()
 
 
-def open_session(model: TinyModel, **settings: Any) -> NativeSession:
-    return NativeSession(NativeModel(model.path), **({"threads": 1} | settings))
+def open_session(
+    model: TinyModel, *, bits: int | None = None, cache: Literal["f16", "int8"] = "f16", **settings: Any
+) -> NativeSession:
+    options = NativeOptions(activation_bits=bits, cache_type=cache)
+    return NativeSession(NativeModel(model.path), **({"threads": 1} | settings), options=options)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -40,7 +44,7 @@ def test_logits_match_float64(make_tiny: MakeTiny, family: str) -> None:
 def test_logits_match_float64_on_the_weights_as_stored(make_tiny: MakeTiny, types: str) -> None:
     model = make_tiny("gemma3", types=types)
     tokens = prompt(model, 30)
-    with open_session(model, activation_bits=16) as session:
+    with open_session(model, bits=16) as session:
         np.testing.assert_allclose(session.score(tokens), model.logits(tokens), rtol=0, atol=INTEGER_TOLERANCE)
 
 
@@ -59,7 +63,7 @@ def test_eight_bit_activations_are_near(make_tiny: MakeTiny, types: str) -> None
 def test_one_token_at_a_time_is_the_prompt_at_once(make_tiny: MakeTiny, types: str, bits: int) -> None:
     model = make_tiny("gemma2", types=types)
     tokens = prompt(model, 50)
-    with open_session(model, activation_bits=bits) as session:
+    with open_session(model, bits=bits) as session:
         whole = session.score(tokens)
         session.rewind(0)
         singly = np.concatenate([session.score([token]) for token in tokens])
@@ -70,7 +74,7 @@ def test_float_and_integer_weights_mix_within_a_layer(make_tiny: MakeTiny) -> No
     types = {"attn_k.weight": "Q8_0", "ffn_up.weight": "Q4_0", "ffn_down.weight": "Q8_0", "output.weight": "Q8_0"}
     model = make_tiny("llama", types=types)
     tokens = prompt(model, 20)
-    with open_session(model, activation_bits=16) as session:
+    with open_session(model, bits=16) as session:
         np.testing.assert_allclose(session.score(tokens), model.logits(tokens), rtol=0, atol=INTEGER_TOLERANCE)
 
 
@@ -112,13 +116,13 @@ def test_long_prompt_in_one_batch(make_tiny: MakeTiny) -> None:
 @pytest.mark.parametrize("types", ["F32", "Q4_0"])
 @pytest.mark.parametrize("cache_type", ["f16", "int8"])
 def test_results_do_not_depend_on_the_number_of_threads(
-    make_tiny: MakeTiny, family: str, types: str, cache_type: str
+    make_tiny: MakeTiny, family: str, types: str, cache_type: Literal["f16", "int8"]
 ) -> None:
     model = make_tiny(family, types=types)
     tokens = prompt(model, 150)
 
     def run(threads: int) -> np.ndarray[Any, np.dtype[np.float32]]:
-        with open_session(model, threads=threads, batch_tokens=32, cache_type=cache_type) as session:
+        with open_session(model, threads=threads, batch_tokens=32, cache=cache_type) as session:
             return np.concatenate([session.score(tokens[:140]), *(session.score([t]) for t in tokens[140:])])
 
     one = run(1)
