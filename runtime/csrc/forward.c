@@ -44,7 +44,7 @@ static bool is_integer(const attar_weight *w) { return attar_type_get(w->type).i
 // `a` from row `row` (of `width` values), column `col` on.
 static attar_act act_at(attar_act a, int32_t row, int32_t width, int32_t col) {
     const int64_t at = (int64_t)row * width + col;
-    return (attar_act){(uint8_t *)a.q + at * a.bits / 8, a.d + at / ATTAR_GROUP, a.sum + at / ATTAR_GROUP, a.bits};
+    return (attar_act){(uint8_t *)a.q + at * a.bits / 8, a.d + at / ATTAR_GROUP, a.sum + at / (ATTAR_GROUP / 2), a.bits};
 }
 
 // Activations [T, cols] as floats, and as integers if a product wants them.
