@@ -27,7 +27,7 @@ typedef struct {
 typedef struct {
     const char *name;
 
-    // x [T, cols] -> integer groups of y.bits; cols a multiple of 32.
+    // x [T, cols] -> integer groups of y.bits; cols a multiple of 32. Groups below ATTAR_ROUND_LEAST become zeros.
     void (*quantize)(const float *x, attar_act y, int32_t n_tokens, int32_t cols);
 
     // y [T, ldy] columns row0..row1-1 = x w^T for those rows of w; row0 is a multiple of 16, row1 too or w->rows.

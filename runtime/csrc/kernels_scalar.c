@@ -27,7 +27,7 @@ static void quantize_group(const float *x, attar_act y, int64_t g) {
     const float limit = y.bits == 8 ? 127.0f : 32767.0f;
     float max = 0.0f;
     for (int i = 0; i < ATTAR_GROUP; i++) max = fmaxf(max, fabsf(x[i]));
-    const float inverse = max > 0.0f ? limit / max : 0.0f;
+    const float inverse = max > ATTAR_ROUND_LEAST ? limit / max : 0.0f;
     int32_t q[ATTAR_GROUP];
     for (int i = 0; i < ATTAR_GROUP; i++) {
         const int64_t at = g * ATTAR_GROUP + place(y.bits, i);

@@ -8,7 +8,7 @@
 #include <string.h>
 
 #include "kernels.h"
-#include "x86_intrinsics.h"
+#include "x86_quantize.h"
 
 enum { LANES = 8 };
 typedef __m256 vec;
@@ -106,6 +106,11 @@ ATTAR_INLINE float vec_largest(vec v) {
     __m128 max = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
     max = _mm_max_ps(max, _mm_movehl_ps(max, max));
     return _mm_cvtss_f32(_mm_max_ss(max, _mm_movehdup_ps(max)));
+}
+
+// 32 values -> group g of y.
+ATTAR_INLINE void vec_quantize_group(const vec v[ATTAR_GROUP / LANES], attar_act y, int64_t g) {
+    quantize_vectors(v, y, g);
 }
 
 #endif

@@ -6,7 +6,7 @@
 #include <string.h>
 
 #include "kernels.h"
-#include "x86_intrinsics.h"
+#include "x86_quantize.h"
 
 enum { LANES = 16 };
 typedef __m512 vec;
@@ -91,5 +91,14 @@ ATTAR_INLINE vec vec_load_twice(const float *p, int32_t n) {
 ATTAR_INLINE float vec_sum(vec v) { return _mm512_reduce_add_ps(v); }
 
 ATTAR_INLINE float vec_largest(vec v) { return _mm512_reduce_max_ps(v); }
+
+ATTAR_INLINE void vec_quantize_group(const vec v[ATTAR_GROUP / LANES], attar_act y, int64_t g) {
+    __m256 halves[4];
+    for (int i = 0; i < 2; i++) {
+        halves[2 * i] = _mm512_castps512_ps256(v[i]);
+        halves[2 * i + 1] = _mm512_extractf32x8_ps(v[i], 1);
+    }
+    quantize_vectors(halves, y, g);
+}
 
 #endif

@@ -5,7 +5,7 @@
 #ifndef ATTAR_VEC_MATMUL_F32_H
 #define ATTAR_VEC_MATMUL_F32_H
 
-enum { BLOCK_ROWS = 4, BLOCK_TOKENS = 3, MATVEC_ROWS = 8, MOST_SUMS = 12 };
+enum { BLOCK_ROWS = 4, BLOCK_TOKENS = 3, MATVEC_ROWS = 8, MATMUL_SUMS = 12 };
 
 // Columns c, c + 1, ... of a row of `type`, of which n are left.
 ATTAR_INLINE vec vec_load_weights(uint32_t type, const uint8_t *row, int64_t c, int32_t n) {
@@ -18,7 +18,7 @@ ATTAR_INLINE vec vec_load_weights(uint32_t type, const uint8_t *row, int64_t c, 
 
 // Adds the n <= LANES columns from c of `rows` rows times `tokens` tokens.
 ATTAR_INLINE void add_columns(uint32_t type, const uint8_t *const *data, const float *x, int64_t cols, int64_t c,
-                              int32_t n, int32_t rows, int32_t tokens, vec sum[MOST_SUMS]) {
+                              int32_t n, int32_t rows, int32_t tokens, vec sum[MATMUL_SUMS]) {
     vec values[BLOCK_TOKENS];
     for (int32_t t = 0; t < tokens; t++) values[t] = vec_load(x + t * cols + c, n);
     for (int32_t r = 0; r < rows; r++) {
@@ -33,7 +33,7 @@ ATTAR_INLINE void multiply_block(uint32_t type, const attar_weight *w, int32_t r
                                  int32_t tokens, float *y, int64_t ldy) {
     const int64_t cols = w->cols;
     const uint8_t *data[MATVEC_ROWS];
-    vec sum[MOST_SUMS];
+    vec sum[MATMUL_SUMS];
     for (int32_t r = 0; r < rows; r++) data[r] = w->data + (uint64_t)(row + r) * w->row_bytes;
     for (int32_t i = 0; i < rows * tokens; i++) sum[i] = vec_set1(0.0f);
     int64_t c = 0;

@@ -35,6 +35,33 @@ static inline simde__m512i emulate_cvtps_epi32(simde__m512 a) {
 }
 #endif
 
+#if !defined(_mm512_cvtepu8_epi32)
+#define _mm512_cvtepu8_epi32 emulate_cvtepu8_epi32
+static inline simde__m512i emulate_cvtepu8_epi32(simde__m128i a) {
+    const simde__m128i_private v = simde__m128i_to_private(a);
+    emulated_i32 r;
+    EMULATED_LANES(i) r.i32[i] = v.u8[i];
+    return simde__m512i_from_private(r);
+}
+#endif
+
+#if !defined(_mm512_cvtepi8_epi32)
+#define _mm512_cvtepi8_epi32 emulate_cvtepi8_epi32
+static inline simde__m512i emulate_cvtepi8_epi32(simde__m128i a) {
+    const simde__m128i_private v = simde__m128i_to_private(a);
+    emulated_i32 r;
+    EMULATED_LANES(i) r.i32[i] = v.i8[i];
+    return simde__m512i_from_private(r);
+}
+#endif
+
+#if !defined(_mm512_extractf32x8_ps)
+#define _mm512_extractf32x8_ps(a, half) emulate_extractf32x8_ps(a, half)
+static inline simde__m256 emulate_extractf32x8_ps(simde__m512 a, int half) {
+    return simde__m512_to_private(a).m256[half];
+}
+#endif
+
 #if !defined(_mm512_cvtepu16_epi32)
 #define _mm512_cvtepu16_epi32 emulate_cvtepu16_epi32
 static inline simde__m512i emulate_cvtepu16_epi32(simde__m256i a) {

@@ -1,0 +1,161 @@
+// kernels_avx2_product.c: the order in which integer products visit columns, tokens and tiles, and activations made
+// ready for them; for the AVX2 and the AVX-512 table.
+//
+// A span of columns of some tokens is made ready once and then meets every tile of the row range: tiles stream by, the
+// activations stay in the caches. Sums between spans pass through y, which loses nothing.
+#include <string.h>
+
+#include "x86_product.h"
+
+// Room for a span.
+typedef struct {
+    _Alignas(64) int16_t words[ATTAR_SPAN_UNITS * ATTAR_GROUP];
+    _Alignas(64) int32_t start[ATTAR_SPAN_UNITS * 2];
+    _Alignas(64) float s[ATTAR_SPAN_UNITS];
+} span_memory;
+
+enum { UNITS_AT_ONCE = 4 };
+
+// --- sums -----------------------------------------------------------------------------------------------------
+
+// Each lane of a pair of lanes: the sum of both.
+ATTAR_INLINE __m256i add_halves(__m256i v) { return _mm256_add_epi32(v, _mm256_shuffle_epi32(v, 0xB1)); }
+
+// What the integer sums of 4 groups start with, from the sums of their halves.
+ATTAR_INLINE __m256i starts_of(uint32_t type, attar_start kind, __m256i sums, __m256i lanes) {
+    const bool both = attar_scales_of(type) == 1;
+    if (kind == ATTAR_START_LANES) {
+        const __m256i minus_bias = _mm256_set1_epi32(-attar_bias_of(type));
+        return _mm256_mullo_epi32(both ? add_halves(lanes) : lanes, minus_bias);
+    }
+    const __m256i total = _mm256_add_epi16(sums, _mm256_shuffle_epi32(sums, 0xB1));
+    if (type != ATTAR_Q5_K) {
+        return _mm256_mullo_epi16(both ? total : sums, _mm256_set1_epi16((int16_t)-attar_bias_of(type)));
+    }
+    // 16-bit sums of five-bit values need a bias of 16 to stay in range; the second start gives it back.
+    const __m256i taken = _mm256_mullo_epi16(total, _mm256_set1_epi16(-16));
+    return _mm256_blend_epi32(taken, _mm256_madd_epi16(total, _mm256_set1_epi16(16)), 0xAA);
+}
+
+// Four groups: sum [8], d [4] -> start [8], s [4].
+ATTAR_INLINE void prepare_four(uint32_t type, attar_start kind, int32_t bits, const int32_t *sum, const float *d,
+                               int32_t *start, float *s) {
+    const __m256i sums = _mm256_loadu_si256((const __m256i *)sum);
+    const __m256i lanes = bits == 8 ? _mm256_madd_epi16(sums, _mm256_set1_epi16(1)) : sums;
+    _mm256_storeu_si256((__m256i *)start, starts_of(type, kind, sums, lanes));
+    if (!attar_has_offset(type)) return;
+    const __m256i total = _mm256_permutevar8x32_epi32(add_halves(lanes), _mm256_setr_epi32(0, 2, 4, 6, 0, 2, 4, 6));
+    _mm_storeu_ps(s, _mm_mul_ps(_mm_cvtepi32_ps(_mm256_castsi256_si128(total)), _mm_loadu_ps(d)));
+}
+
+// n groups one after the other.
+ATTAR_INLINE void prepare_sums(uint32_t type, attar_start kind, int32_t bits, const int32_t *sum, const float *d,
+                               int32_t n, int32_t *start, float *s) {
+    int32_t i = 0;
+    for (; i + UNITS_AT_ONCE <= n; i += UNITS_AT_ONCE) {
+        prepare_four(type, kind, bits, sum + 2 * i, d + i, start + 2 * i, s + i);
+    }
+    if (i == n) return;
+    const size_t left = (size_t)(n - i);
+    int32_t last_sum[2 * UNITS_AT_ONCE] = {0}, last_start[2 * UNITS_AT_ONCE];
+    float last_d[UNITS_AT_ONCE] = {0}, last_s[UNITS_AT_ONCE] = {0};
+    memcpy(last_sum, sum + 2 * i, 2 * left * sizeof *sum);
+    memcpy(last_d, d + i, left * sizeof *d);
+    prepare_four(type, kind, bits, last_sum, last_d, last_start, last_s);
+    memcpy(start + 2 * i, last_start, 2 * left * sizeof *start);
+    memcpy(s + i, last_s, left * sizeof *s);
+}
+
+static void prepare_sums_of(uint32_t type, attar_start kind, int32_t bits, const int32_t *sum, const float *d,
+                            int32_t n, int32_t *start, float *s) {
+    switch (type) {  // each call is compiled for its type
+        case ATTAR_Q4_0: prepare_sums(ATTAR_Q4_0, kind, bits, sum, d, n, start, s); break;
+        case ATTAR_Q5_0: prepare_sums(ATTAR_Q5_0, kind, bits, sum, d, n, start, s); break;
+        case ATTAR_Q8_0: prepare_sums(ATTAR_Q8_0, kind, bits, sum, d, n, start, s); break;
+        case ATTAR_Q5_K: prepare_sums(ATTAR_Q5_K, kind, bits, sum, d, n, start, s); break;
+        case ATTAR_Q6_K: prepare_sums(ATTAR_Q6_K, kind, bits, sum, d, n, start, s); break;
+        default: prepare_sums(ATTAR_Q4_K, kind, bits, sum, d, n, start, s); break;  // and Q4_1: no bias, an offset
+    }
+}
+
+// --- words ----------------------------------------------------------------------------------------------------
+
+// 16 int8 -> int16, each four in the order 0, 2, 1, 3.
+ATTAR_INLINE void widen(const int8_t *q, int16_t *words) {
+    const __m256i v = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)q));
+    const __m256i order = _mm256_setr_epi8(0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 12, 13, 10, 11, 14, 15, 0, 1, 4, 5, 2, 3, 6, 7,
+                                           8, 9, 12, 13, 10, 11, 14, 15);
+    _mm256_store_si256((__m256i *)words, _mm256_shuffle_epi8(v, order));
+}
+
+// --- spans ----------------------------------------------------------------------------------------------------
+
+// Groups g0 .. g0+n-1 of tokens t0 .. t0+tokens-1.
+static attar_span prepare_span(const attar_weight *w, attar_act x, attar_product product, int32_t g0, int32_t n,
+                               int32_t t0, int32_t tokens, span_memory *memory) {
+    const int64_t groups = w->cols / ATTAR_GROUP, value_bytes = x.bits / 8, at = t0 * groups + g0;
+    const int8_t *q = (const int8_t *)x.q + at * ATTAR_GROUP * value_bytes;
+    attar_span span = {(const uint8_t *)q,    x.d + at, memory->start, memory->s,
+                       w->cols * value_bytes, groups,   tokens,        n};
+    const int32_t runs = n == groups ? 1 : tokens, run = n == groups ? n * tokens : n;  // what lies together
+    for (int32_t t = 0; t < runs; t++) {
+        prepare_sums_of(w->type, product.start, x.bits, x.sum + 2 * (at + t * groups), span.d + t * groups, run,
+                        memory->start + 2 * t * n, memory->s + t * n);
+    }
+    if (!product.widen) return span;
+    for (int32_t t = 0; t < tokens; t++) {
+        int16_t *words = memory->words + t * n * ATTAR_GROUP;
+        for (int32_t c = 0; c < n * ATTAR_GROUP; c += 16) widen(q + (int64_t)t * w->cols + c, words + c);
+    }
+    span.q = (const uint8_t *)memory->words;
+    span.q_stride = (int64_t)n * ATTAR_GROUP * (int64_t)sizeof(int16_t);
+    return span;
+}
+
+// Groups in a span: all, if a few tokens' worth fits; else equal parts, multiples of 8 as K-quants need.
+static int32_t span_groups(int32_t groups, int32_t n_tokens) {
+    const int32_t most = ATTAR_SPAN_UNITS / (n_tokens < 12 ? n_tokens : 12);
+    const int32_t parts = (groups + most - 1) / most;
+    return parts == 1 ? groups : (groups / parts / 8 + 1) * 8;
+}
+
+static void multiply_span(const attar_weight *w, int32_t row0, int32_t row1, const attar_span *x, int32_t g0,
+                          attar_tile_product multiply, float *y, int64_t ldy) {
+    const uint64_t tile_bytes = attar_tile_bytes(w->type, w->cols);
+    const uint64_t quants = (uint64_t)(g0 * attar_group_bytes(w->type));
+    const uint64_t scales = attar_tile_quant_bytes(w->type, w->cols) +
+                            (uint64_t)(g0 / (attar_is_k(w->type) ? 8 : 1) * attar_scale_bytes(w->type));
+    for (int32_t row = row0; row < row1; row += ATTAR_TILE_ROWS) {
+        const uint8_t *tile = w->data + (uint64_t)(row / ATTAR_TILE_ROWS) * tile_bytes;
+        const int32_t left = row1 - row;
+        multiply((attar_tile_span){tile + quants, tile + scales}, x,
+                 (attar_tile_output){y + row, ldy, left < ATTAR_TILE_ROWS ? left : ATTAR_TILE_ROWS, g0 == 0});
+    }
+}
+
+void attar_x86_matmul(const attar_weight *w, int32_t row0, int32_t row1, attar_act x, int32_t n_tokens, float *y,
+                      int64_t ldy, attar_product product) {
+    const int32_t groups = w->cols / ATTAR_GROUP, n_groups = span_groups(groups, n_tokens);
+    const int32_t most = ATTAR_SPAN_UNITS / n_groups;
+    const int32_t n = most >= n_tokens ? n_tokens : most >= 12 ? most / 12 * 12 : most;
+    span_memory memory;
+    for (int32_t t = 0; t < n_tokens; t += n) {
+        const int32_t tokens = n_tokens - t < n ? n_tokens - t : n;
+        for (int32_t g = 0; g < groups; g += n_groups) {
+            const int32_t left = groups - g;
+            const attar_span span =
+                prepare_span(w, x, product, g, left < n_groups ? left : n_groups, t, tokens, &memory);
+            multiply_span(w, row0, row1, &span, g, product.multiply, y + t * ldy, ldy);
+        }
+    }
+}
+
+// --- the table's entry ----------------------------------------------------------------------------------------
+
+void attar_avx2_matmul(const attar_weight *w, int32_t row0, int32_t row1, attar_act x, int32_t n_tokens, float *y,
+                       int64_t ldy) {
+    const bool words = x.bits == 16 || w->type == ATTAR_Q8_0;
+    const attar_product product = {words ? attar_avx2_words(w->type) : attar_avx2_bytes(w->type),
+                                   words ? ATTAR_START_LANES : ATTAR_START_PAIRS, words && x.bits == 8};
+    attar_x86_matmul(w, row0, row1, x, n_tokens, y, ldy, product);
+}

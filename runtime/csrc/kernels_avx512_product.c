@@ -1,0 +1,181 @@
+// kernels_avx512_product.c: products of integer weights by VNNI. One vector is a quad of 16 packed rows: vpdpbusd adds
+// its four products with four broadcast 8-bit activations to 32 bits, vpdpwssd two products with two 16-bit ones.
+//
+// A group joins the float sums as in vec_tile_avx2.h: fma(scale * d, float(isum), sum), then fma(offset, s, sum), in
+// the same order whatever the number of tokens. Every function takes type and bits as compile-time constants.
+#include "vec_avx512.h"
+#include "x86_product.h"
+
+// 12 tokens x 16 rows: 12 integer and 12 float sums of the 32 registers, and 12 chains to hide a latency of 5 cycles on
+// two ports. An activation is broadcast by the multiplication itself, one load each; two loads a cycle feed both ports.
+enum { MOST_TOKENS = 12, FEW_TOKENS = 4 };
+
+// --- weights --------------------------------------------------------------------------------------------------
+
+ATTAR_INLINE __m512i load_line(const uint8_t *group, int32_t index) { return _mm512_load_si512(group + 64 * index); }
+
+// Bits from .. of each byte, moved to bits to ..; `mask` is where they end.
+ATTAR_INLINE __m512i move_bits(__m512i v, int32_t from, int32_t to, int32_t mask) {
+    const __m512i moved = from > to ? _mm512_srli_epi16(v, from - to) : _mm512_slli_epi16(v, to - from);
+    return _mm512_and_si512(from == to ? v : moved, _mm512_set1_epi8((int8_t)mask));
+}
+
+// Quad p of 16 rows as bytes; layouts in packed.h.
+ATTAR_INLINE __m512i load_quad(uint32_t type, const uint8_t *group, int32_t p) {
+    if (type == ATTAR_Q8_0) return load_line(group, p);
+    const __m512i nibbles = move_bits(load_line(group, p % 4), p / 4 * 4, 0, 15);
+    switch (attar_value_bits(type)) {
+        case 5: return _mm512_or_si512(nibbles, move_bits(load_line(group, 4), p, 4, 0x10));
+        case 6: return _mm512_or_si512(nibbles, move_bits(load_line(group, 4 + p / 4), p % 4 * 2, 4, 0x30));
+        default: return nibbles;
+    }
+}
+
+// --- scales ---------------------------------------------------------------------------------------------------
+
+typedef struct {
+    __m512 scale[2], offset;
+} group_scales;
+
+ATTAR_INLINE __m512 load_16_f16(const uint8_t *p) { return _mm512_cvtph_ps(_mm256_load_si256((const __m256i *)p)); }
+
+ATTAR_INLINE __m512 load_16_u8(const uint8_t *p) {
+    return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_load_si128((const __m128i *)p)));
+}
+
+ATTAR_INLINE __m512 load_16_i8(const uint8_t *p) {
+    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_load_si128((const __m128i *)p)));
+}
+
+// Scales of group g after `scales`.
+ATTAR_INLINE void load_scales(uint32_t type, const uint8_t *scales, int32_t g, group_scales *out) {
+    const uint8_t *block = scales + (int64_t)(attar_is_k(type) ? g / 8 : g) * attar_scale_bytes(type);
+    const uint8_t *pair = block + (type == ATTAR_Q6_K ? 32 : 64) + g % 8 * 32;
+    const __m512 d = load_16_f16(block);
+    if (type == ATTAR_Q6_K) {
+        for (int i = 0; i < 2; i++) out->scale[i] = _mm512_mul_ps(d, load_16_i8(pair + 16 * i));
+    } else if (attar_is_k(type)) {
+        out->scale[0] = _mm512_mul_ps(d, load_16_u8(pair));
+        out->offset = vec_sub(vec_set1(0.0f), _mm512_mul_ps(load_16_f16(block + 32), load_16_u8(pair + 16)));
+    } else {
+        out->scale[0] = d;
+        if (attar_has_offset(type)) out->offset = load_16_f16(block + 32);
+    }
+}
+
+// --- sums -----------------------------------------------------------------------------------------------------
+
+ATTAR_INLINE __m512i broadcast_4(const uint8_t *p) {
+    int32_t v;
+    memcpy(&v, p, sizeof v);
+    return _mm512_set1_epi32(v);
+}
+
+// Adds quad p of group g to the integer sums.
+ATTAR_INLINE void add_quad(int32_t bits, __m512i w, const attar_span *x, int32_t g, int32_t p, int32_t tokens,
+                           __m512i isum[MOST_TOKENS]) {
+    const uint8_t *q = x->q + (g * ATTAR_GROUP + 4 * p) * bits / 8;
+    if (bits == 8) {
+        for (int32_t t = 0; t < tokens; t++) {
+            isum[t] = _mm512_dpbusd_epi32(isum[t], w, broadcast_4(q + t * x->q_stride));
+        }
+    } else {
+        const __m512i even = _mm512_and_si512(w, _mm512_set1_epi16(0xFF)), odd = _mm512_srli_epi16(w, 8);
+        for (int32_t t = 0; t < tokens; t++) {
+            isum[t] = _mm512_dpwssd_epi32(isum[t], even, broadcast_4(q + t * x->q_stride));
+        }
+        for (int32_t t = 0; t < tokens; t++) {
+            isum[t] = _mm512_dpwssd_epi32(isum[t], odd, broadcast_4(q + t * x->q_stride + 4));
+        }
+    }
+}
+
+// Adds one group to the float sums of a few tokens.
+ATTAR_INLINE void add_group(uint32_t type, int32_t bits, attar_tile_span w, const attar_span *x, int32_t g,
+                            int32_t tokens, __m512 sum[MOST_TOKENS]) {
+    const uint8_t *group = w.quants + (int64_t)g * attar_group_bytes(type);
+    const int32_t n = 8 / attar_scales_of(type);
+    group_scales scales;
+    load_scales(type, w.scales, g, &scales);
+    for (int32_t part = 0; part < attar_scales_of(type); part++) {
+        __m512i isum[MOST_TOKENS];
+        for (int32_t t = 0; t < tokens; t++) {
+            isum[t] = _mm512_set1_epi32(attar_bias_of(type) == 0 ? 0 : x->start[2 * (t * x->n_groups + g) + part]);
+        }
+#pragma GCC unroll 8
+        for (int32_t p = part * n; p < (part + 1) * n; p++) {
+            add_quad(bits, load_quad(type, group, p), x, g, p, tokens, isum);
+        }
+        for (int32_t t = 0; t < tokens; t++) {
+            const __m512 factor = _mm512_mul_ps(scales.scale[part], _mm512_set1_ps(x->d[t * x->d_stride + g]));
+            sum[t] = _mm512_fmadd_ps(factor, _mm512_cvtepi32_ps(isum[t]), sum[t]);
+        }
+    }
+    for (int32_t t = 0; attar_has_offset(type) && t < tokens; t++) {
+        sum[t] = _mm512_fmadd_ps(scales.offset, _mm512_set1_ps(x->s[t * x->n_groups + g]), sum[t]);
+    }
+}
+
+// A few tokens, whose sums stay in registers.
+ATTAR_INLINE void multiply_tokens(uint32_t type, int32_t bits, attar_tile_span w, const attar_span *x, int32_t tokens,
+                                  attar_tile_output out) {
+    __m512 sum[MOST_TOKENS];
+    for (int32_t t = 0; t < tokens; t++) {
+        sum[t] = out.first ? vec_set1(0.0f) : vec_load(out.y + t * out.ldy, out.n_rows);
+    }
+    for (int32_t g = 0; g < x->n_groups; g++) add_group(type, bits, w, x, g, tokens, sum);
+    for (int32_t t = 0; t < tokens; t++) vec_store(out.y + t * out.ldy, out.n_rows, sum[t]);
+}
+
+// All tokens, a few at a time.
+ATTAR_INLINE void multiply_tile(uint32_t type, int32_t bits, attar_tile_span w, const attar_span *x,
+                                attar_tile_output out) {
+    int32_t step;
+    for (int32_t t = 0; t < x->tokens; t += step) {
+        const attar_span from = attar_span_from(x, t);
+        const attar_tile_output there = {out.y + t * out.ldy, out.ldy, out.n_rows, out.first};
+        if (x->tokens - t >= MOST_TOKENS) {
+            multiply_tokens(type, bits, w, &from, step = MOST_TOKENS, there);
+        } else if (x->tokens - t >= FEW_TOKENS) {
+            multiply_tokens(type, bits, w, &from, step = FEW_TOKENS, there);
+        } else {
+            multiply_tokens(type, bits, w, &from, step = 1, there);
+        }
+    }
+}
+
+// --- the table's entry ----------------------------------------------------------------------------------------
+
+#define PRODUCTS(name, type)                                                                  \
+    static void name##_bytes(attar_tile_span w, const attar_span *x, attar_tile_output out) { \
+        multiply_tile(type, 8, w, x, out);                                                    \
+    }                                                                                         \
+    static void name##_words(attar_tile_span w, const attar_span *x, attar_tile_output out) { \
+        multiply_tile(type, 16, w, x, out);                                                   \
+    }
+
+PRODUCTS(q4_0, ATTAR_Q4_0)
+PRODUCTS(q4_1, ATTAR_Q4_1)
+PRODUCTS(q5_0, ATTAR_Q5_0)
+PRODUCTS(q8_0, ATTAR_Q8_0)
+PRODUCTS(q4_k, ATTAR_Q4_K)
+PRODUCTS(q5_k, ATTAR_Q5_K)
+PRODUCTS(q6_k, ATTAR_Q6_K)
+
+static attar_tile_product product_of(uint32_t type, int32_t bits) {
+    switch (type) {
+        case ATTAR_Q4_0: return bits == 8 ? q4_0_bytes : q4_0_words;
+        case ATTAR_Q4_1: return bits == 8 ? q4_1_bytes : q4_1_words;
+        case ATTAR_Q5_0: return bits == 8 ? q5_0_bytes : q5_0_words;
+        case ATTAR_Q8_0: return bits == 8 ? q8_0_bytes : q8_0_words;
+        case ATTAR_Q4_K: return bits == 8 ? q4_k_bytes : q4_k_words;
+        case ATTAR_Q5_K: return bits == 8 ? q5_k_bytes : q5_k_words;
+        default: return bits == 8 ? q6_k_bytes : q6_k_words;
+    }
+}
+
+void attar_avx512_matmul(const attar_weight *w, int32_t row0, int32_t row1, attar_act x, int32_t n_tokens, float *y,
+                         int64_t ldy) {
+    const attar_product product = {product_of(w->type, x.bits), ATTAR_START_LANES, false};
+    attar_x86_matmul(w, row0, row1, x, n_tokens, y, ldy, product);
+}
