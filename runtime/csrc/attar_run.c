@@ -7,13 +7,16 @@
 #include <time.h>
 
 #include "attar.h"
+#include "attar_run_bench.h"
 
 enum { EXIT_OK = 0, EXIT_FAILED = 1, EXIT_USAGE = 2 };
 
 static const char HELP[] =
     "usage: attar-run MODEL.gguf -p PROMPT [options]\n"
+    "       attar-run MODEL.gguf --bench [options]\n"
     "\n"
-    "Completes PROMPT and streams the text to stdout. Timings go to stderr.\n"
+    "Completes PROMPT and streams the text to stdout; timings go to stderr. With --bench, measures load, prefill,\n"
+    "decode and memory instead, and prints one line of JSON.\n"
     "\n"
     "  -p, --prompt TEXT   text to complete; control tokens such as <|im_end|> are recognised in it\n"
     "  -n, --tokens N      most tokens to make (default 128)\n"
@@ -26,10 +29,19 @@ static const char HELP[] =
     "      --batch N       prompt tokens run at once (default 256)\n"
     "      --threads N     threads (default: usable cores)\n"
     "      --memory MB     refuse to run if weights, cache and scratch need more than MB million bytes\n"
+    "      --activation-bits N  8, the default, is fast; 16 gives nearly the logits of float arithmetic\n"
+    "      --kv TYPE       cache keys and values as f16, the default, or int8: half the size, faster in long contexts\n"
+    "      --overflow WHAT when the context is full: refuse, the default, or slide, forgetting the older half\n"
+    "      --keep N        of slide: first tokens never forgotten (default 0)\n"
     "      --special       print control tokens too\n"
     "  -q, --quiet         no timings\n"
     "      --version       print the version and the kernels chosen for this CPU\n"
     "  -h, --help          print this text\n"
+    "\n"
+    "of --bench, where -n is the tokens made at each depth:\n"
+    "      --prefill N     tokens of the prompt whose reading is timed (default 512; 0: none)\n"
+    "      --depth N       tokens in the context before decoding; may be given up to 8 times (default 0)\n"
+    "      --repeat N      takes of each figure, all of which are printed (default 3)\n"
     "\n"
     "exit status: 0 done, 1 the model or the request was refused, 2 wrong usage\n";
 
@@ -39,7 +51,8 @@ typedef struct {
     attar_session_params session;
     attar_sampler_params sampler;
     uint64_t seed;
-    bool special, quiet, done;
+    bench_plan bench;
+    bool special, quiet, measure, done;
 } options;
 
 static bool usage_error(const char *what, const char *value) {
@@ -58,6 +71,22 @@ static bool parse_number(const char *name, const char *text, double low, double 
     return false;
 }
 
+// A word of two; false, and a message, if it is neither.
+static bool parse_choice(const char *name, const char *text, const char *first, const char *second, int32_t *out) {
+    *out = strcmp(text, second) == 0;
+    if (*out || strcmp(text, first) == 0) return true;
+    fprintf(stderr, "attar-run: %s must be %s or %s, got \"%s\"\n", name, first, second, text);
+    return false;
+}
+
+static bool parse_depth(bench_plan *plan, const char *text) {
+    double value;
+    if (plan->n_depths == BENCH_MOST_DEPTHS) return usage_error("--depth is given more than 8 times", text);
+    if (!parse_number("--depth", text, 0, INT32_MAX / 2, true, &value)) return false;
+    plan->depths[plan->n_depths++] = (int32_t)value;
+    return true;
+}
+
 static bool parse_value(options *o, const char *name, const char *text) {
     typedef struct {
         const char *name, *shorter;
@@ -74,6 +103,9 @@ static bool parse_value(options *o, const char *name, const char *text) {
         {"--ctx", "", 1, INT32_MAX, &o->session.n_ctx, NULL},
         {"--batch", "", 1, INT32_MAX, &o->session.n_batch, NULL},
         {"--threads", "", 1, INT32_MAX, &o->session.n_threads, NULL},
+        {"--keep", "", 0, INT32_MAX, &o->session.n_keep, NULL},
+        {"--prefill", "", 0, INT32_MAX / 2, &o->bench.prefill_tokens, NULL},
+        {"--repeat", "", 1, 1000, &o->bench.repeats, NULL},
     };
     double value;
     for (size_t i = 0; i < sizeof table / sizeof *table; i++) {
@@ -90,6 +122,15 @@ static bool parse_value(options *o, const char *name, const char *text) {
         o->prompt = text;
         return true;
     }
+    if (strcmp(name, "--kv") == 0) return parse_choice(name, text, "f16", "int8", &o->session.kv_type);
+    if (strcmp(name, "--overflow") == 0) return parse_choice(name, text, "refuse", "slide", &o->session.overflow);
+    if (strcmp(name, "--activation-bits") == 0) {
+        int32_t precise = 0;
+        if (!parse_choice(name, text, "8", "16", &precise)) return false;
+        o->session.activation_bits = precise ? 16 : 8;
+        return true;
+    }
+    if (strcmp(name, "--depth") == 0) return parse_depth(&o->bench, text);
     if (strcmp(name, "--seed") == 0) {
         if (!parse_number(name, text, 0, 0x1p53, true, &value)) return false;
         o->seed = (uint64_t)value;
@@ -109,6 +150,8 @@ static bool parse_flag(options *o, const char *name) {
         o->special = true;
     } else if (strcmp(name, "--quiet") == 0 || strcmp(name, "-q") == 0) {
         o->quiet = true;
+    } else if (strcmp(name, "--bench") == 0) {
+        o->measure = true;
     } else if (strcmp(name, "--help") == 0 || strcmp(name, "-h") == 0) {
         fputs(HELP, stdout);
         o->done = true;
@@ -134,7 +177,7 @@ static bool parse_options(options *o, int argc, char **argv) {
     }
     if (o->done) return true;
     if (!o->model) return usage_error("missing argument", "MODEL.gguf");
-    return o->prompt ? true : usage_error("missing option", "--prompt");
+    return o->prompt || o->measure ? true : usage_error("missing option", "--prompt or --bench");
 }
 
 static double now_seconds(void) {
@@ -206,7 +249,8 @@ static attar_status generate(runner *r, const options *o, int32_t *made, attar_e
             snprintf(error->message, sizeof error->message, "cannot write to stdout: %s", strerror(errno));
             return ATTAR_ERROR_IO;
         }
-        if (attar_session_position(r->session) == attar_session_context(r->session)) {
+        if (o->session.overflow == ATTAR_OVERFLOW_REFUSE &&
+            attar_session_position(r->session) == attar_session_context(r->session)) {
             fprintf(stderr, "\nattar-run: the context of %d tokens is full\n", attar_session_context(r->session));
             ++*made;
             break;
@@ -237,14 +281,26 @@ static attar_status complete(runner *r, const options *o, attar_error *error) {
     return fflush(stdout) == 0 ? ATTAR_OK : ATTAR_ERROR_IO;
 }
 
+static attar_status run_prompt(const options *o, attar_error *error) {
+    runner r = {0};
+    const attar_status status = complete(&r, o, error);
+    runner_free(&r);
+    return status;
+}
+
+static attar_status run_bench(const options *o, attar_error *error) {
+    bench_plan plan = o->bench;
+    plan.decode_tokens = o->n_tokens;
+    return bench_run(o->model, o->session, plan, stdout, error);
+}
+
 int main(int argc, char **argv) {
-    options o = {.n_tokens = 128, .sampler = {.top_p = 1.0F}};
+    options o = {
+        .n_tokens = 128, .sampler = {.top_p = 1.0F}, .bench = {.prefill_tokens = 512, .repeats = 3}};
     if (!parse_options(&o, argc, argv)) return EXIT_USAGE;
     if (o.done) return EXIT_OK;
-    runner r = {0};
     attar_error error = {0};
-    attar_status status = complete(&r, &o, &error);
+    const attar_status status = o.measure ? run_bench(&o, &error) : run_prompt(&o, &error);
     if (status != ATTAR_OK) fprintf(stderr, "attar-run: %s\n", error.message);
-    runner_free(&r);
     return status == ATTAR_OK ? EXIT_OK : EXIT_FAILED;
 }

@@ -148,8 +148,10 @@ static double yarn_pair(const attar_model *m, double trained, double rotations) 
 // cosines and sines grow by 0.1 ln(factor) + 1.
 static attar_status read_yarn(reader *r, double factor) {
     attar_model *m = r->model;
-    double trained = 0, fast = 0, slow = 0, attention = 0;
-    attar_status status = read_float(r, "rope.scaling.original_context_length", 1.0, m->n_ctx_train, &trained);
+    double fast = 0, slow = 0, attention = 0;
+    int32_t trained = 0;
+    attar_status status =
+        read_int(r, "rope.scaling.original_context_length", 1, MAX_CONTEXT, m->n_ctx_train, &trained);
     if (status == ATTAR_OK) status = read_float(r, "rope.scaling.yarn_beta_fast", 0.001, 32.0, &fast);
     if (status == ATTAR_OK) status = read_float(r, "rope.scaling.yarn_beta_slow", 0.001, 1.0, &slow);
     if (status == ATTAR_OK) status = read_float(r, "rope.scaling.attn_factor", 0.001, 1.0, &attention);

@@ -119,17 +119,34 @@ static int32_t span_groups(int32_t groups, int32_t n_tokens) {
     return parts == 1 ? groups : (groups / parts / 8 + 1) * 8;
 }
 
-static void multiply_span(const attar_weight *w, int32_t row0, int32_t row1, const attar_span *x, int32_t g0,
-                          attar_tile_product multiply, float *y, int64_t ldy) {
+// Part of a weight matrix: columns from group g0 on.
+static attar_tile_span tile_span(const attar_weight *w, int32_t row, int32_t g0) {
+    const uint8_t *tile = w->data + (uint64_t)(row / ATTAR_TILE_ROWS) * attar_tile_bytes(w->type, w->cols);
+    const int32_t block = g0 / (attar_is_k(w->type) ? 8 : 1);
+    return (attar_tile_span){
+        tile + (int64_t)g0 * attar_group_bytes(w->type),
+        tile + attar_tile_quant_bytes(w->type, w->cols) + (int64_t)block * attar_scale_bytes(w->type)};
+}
+
+// Whole tiles from row0 on, for one token: four streams of tiles, one after another each. Returns the first row left.
+static int32_t multiply_streams(const attar_weight *w, int32_t row0, int32_t row1, const attar_span *x, int32_t g0,
+                                attar_stream_product multiply, float *y) {
     const uint64_t tile_bytes = attar_tile_bytes(w->type, w->cols);
-    const uint64_t quants = (uint64_t)(g0 * attar_group_bytes(w->type));
-    const uint64_t scales = attar_tile_quant_bytes(w->type, w->cols) +
-                            (uint64_t)(g0 / (attar_is_k(w->type) ? 8 : 1) * attar_scale_bytes(w->type));
-    for (int32_t row = row0; row < row1; row += ATTAR_TILE_ROWS) {
-        const uint8_t *tile = w->data + (uint64_t)(row / ATTAR_TILE_ROWS) * tile_bytes;
+    const int32_t length = (row1 - row0) / ATTAR_TILE_ROWS / ATTAR_STREAMS;  // tiles of a stream
+    for (int32_t i = 0; i < length; i++) {
+        const int32_t row = row0 + i * ATTAR_TILE_ROWS;
+        multiply(tile_span(w, row, g0), (uint64_t)length * tile_bytes, x, y + row, length * ATTAR_TILE_ROWS, g0 == 0);
+    }
+    return row0 + length * ATTAR_STREAMS * ATTAR_TILE_ROWS;
+}
+
+static void multiply_span(const attar_weight *w, int32_t row0, int32_t row1, const attar_span *x, int32_t g0,
+                          attar_product product, float *y, int64_t ldy) {
+    int32_t row = x->tokens == 1 ? multiply_streams(w, row0, row1, x, g0, product.stream, y) : row0;
+    for (; row < row1; row += ATTAR_TILE_ROWS) {
         const int32_t left = row1 - row;
-        multiply((attar_tile_span){tile + quants, tile + scales}, x,
-                 (attar_tile_output){y + row, ldy, left < ATTAR_TILE_ROWS ? left : ATTAR_TILE_ROWS, g0 == 0});
+        product.multiply(tile_span(w, row, g0), x,
+                         (attar_tile_output){y + row, ldy, left < ATTAR_TILE_ROWS ? left : ATTAR_TILE_ROWS, g0 == 0});
     }
 }
 
@@ -145,7 +162,7 @@ void attar_x86_matmul(const attar_weight *w, int32_t row0, int32_t row1, attar_a
             const int32_t left = groups - g;
             const attar_span span =
                 prepare_span(w, x, product, g, left < n_groups ? left : n_groups, t, tokens, &memory);
-            multiply_span(w, row0, row1, &span, g, product.multiply, y + t * ldy, ldy);
+            multiply_span(w, row0, row1, &span, g, product, y + t * ldy, ldy);
         }
     }
 }
@@ -155,7 +172,6 @@ void attar_x86_matmul(const attar_weight *w, int32_t row0, int32_t row1, attar_a
 void attar_avx2_matmul(const attar_weight *w, int32_t row0, int32_t row1, attar_act x, int32_t n_tokens, float *y,
                        int64_t ldy) {
     const bool words = x.bits == 16 || w->type == ATTAR_Q8_0;
-    const attar_product product = {words ? attar_avx2_words(w->type) : attar_avx2_bytes(w->type),
-                                   words ? ATTAR_START_LANES : ATTAR_START_PAIRS, words && x.bits == 8};
-    attar_x86_matmul(w, row0, row1, x, n_tokens, y, ldy, product);
+    attar_x86_matmul(w, row0, row1, x, n_tokens, y, ldy,
+                     words ? attar_avx2_words(w->type, x.bits) : attar_avx2_bytes(w->type));
 }

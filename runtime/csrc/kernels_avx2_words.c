@@ -12,46 +12,72 @@ ATTAR_INLINE void add_pair(__m256i sum[2], __m256i w0, __m256i w1, const uint8_t
     __asm__ volatile("" : "+x"(sum[0]), "+x"(sum[1]));
 }
 
+// What the sums of one part of group g of token t start with.
+ATTAR_INLINE __m256i start_of(uint32_t type, int32_t part, const attar_span *x, int32_t t, int32_t g) {
+    return _mm256_set1_epi32(attar_bias_of(type) == 0 ? 0 : x->start[2 * (t * x->n_groups + g) + part]);
+}
+
+ATTAR_INLINE __m256i even_bytes(__m256i v) { return _mm256_and_si256(v, _mm256_set1_epi16(0xFF)); }
+ATTAR_INLINE __m256i odd_bytes(__m256i v) { return _mm256_srli_epi16(v, 8); }
+
 ATTAR_INLINE void add_words(uint32_t type, int32_t part, const uint8_t *group, const attar_span *x, int32_t g,
                             int32_t tokens, __m256i isum[MOST_TOKENS][2]) {
     const int32_t n = 8 / attar_scales_of(type);
-    const __m256i low = _mm256_set1_epi16(0xFF);
-    for (int32_t t = 0; t < tokens; t++) {
-        const int32_t start = attar_bias_of(type) == 0 ? 0 : x->start[2 * (t * x->n_groups + g) + part];
-        isum[t][0] = isum[t][1] = _mm256_set1_epi32(start);
-    }
+    for (int32_t t = 0; t < tokens; t++) isum[t][0] = isum[t][1] = start_of(type, part, x, t, g);
 #pragma GCC unroll 8
     for (int32_t p = part * n; p < (part + 1) * n; p++) {
         const __m256i w0 = load_quad(type, group, p, 0), w1 = load_quad(type, group, p, 1);
         const uint8_t *q = x->q + 2 * (g * ATTAR_GROUP + 4 * p);
-        const __m256i even0 = _mm256_and_si256(w0, low), even1 = _mm256_and_si256(w1, low);
+        const __m256i even0 = even_bytes(w0), even1 = even_bytes(w1);
         for (int32_t t = 0; t < tokens; t++) add_pair(isum[t], even0, even1, q + t * x->q_stride);
-        const __m256i odd0 = _mm256_srli_epi16(w0, 8), odd1 = _mm256_srli_epi16(w1, 8);
+        const __m256i odd0 = odd_bytes(w0), odd1 = odd_bytes(w1);
         for (int32_t t = 0; t < tokens; t++) add_pair(isum[t], odd0, odd1, q + 4 + t * x->q_stride);
     }
 }
 
-#define WORDS_PRODUCT(name, type)                                                     \
-    static void name(attar_tile_span w, const attar_span *x, attar_tile_output out) { \
-        multiply_tile(type, add_words, w, x, out);                                    \
+ATTAR_INLINE void add_stream_words(uint32_t type, int32_t part, const uint8_t *group, uint64_t stride,
+                                   const attar_span *x, int32_t g, __m256i isum[ATTAR_STREAMS][2]) {
+    const int32_t n = 8 / attar_scales_of(type);
+    for (int i = 0; i < ATTAR_STREAMS; i++) isum[i][0] = isum[i][1] = start_of(type, part, x, 0, g);
+#pragma GCC unroll 8
+    for (int32_t p = part * n; p < (part + 1) * n; p++) {
+        const uint8_t *q = x->q + 2 * (g * ATTAR_GROUP + 4 * p);
+        const __m256i even = broadcast_4(q), odd = broadcast_4(q + 4);
+        for (int i = 0; i < 2 * ATTAR_STREAMS; i++) {
+            const __m256i w = load_quad(type, group + (uint64_t)(i / 2) * stride, p, i % 2);
+            const __m256i products =
+                _mm256_add_epi32(_mm256_madd_epi16(even_bytes(w), even), _mm256_madd_epi16(odd_bytes(w), odd));
+            isum[i / 2][i % 2] = _mm256_add_epi32(isum[i / 2][i % 2], products);
+        }
+    }
+}
+
+#define WORDS_PRODUCTS(name, type)                                                                                 \
+    static void name##_tile(attar_tile_span w, const attar_span *x, attar_tile_output out) {                       \
+        multiply_tile(type, add_words, w, x, out);                                                                 \
+    }                                                                                                              \
+    static void name##_stream(attar_tile_span w, uint64_t stride, const attar_span *x, float *y, int64_t y_stride, \
+                              bool first) {                                                                        \
+        multiply_stream(type, add_stream_words, w, stride, x, y, y_stride, first);                                 \
     }
 
-WORDS_PRODUCT(multiply_q4_0, ATTAR_Q4_0)
-WORDS_PRODUCT(multiply_q4_1, ATTAR_Q4_1)
-WORDS_PRODUCT(multiply_q5_0, ATTAR_Q5_0)
-WORDS_PRODUCT(multiply_q8_0, ATTAR_Q8_0)
-WORDS_PRODUCT(multiply_q4_k, ATTAR_Q4_K)
-WORDS_PRODUCT(multiply_q5_k, ATTAR_Q5_K)
-WORDS_PRODUCT(multiply_q6_k, ATTAR_Q6_K)
+WORDS_PRODUCTS(q4_0, ATTAR_Q4_0)
+WORDS_PRODUCTS(q4_1, ATTAR_Q4_1)
+WORDS_PRODUCTS(q5_0, ATTAR_Q5_0)
+WORDS_PRODUCTS(q8_0, ATTAR_Q8_0)
+WORDS_PRODUCTS(q4_k, ATTAR_Q4_K)
+WORDS_PRODUCTS(q5_k, ATTAR_Q5_K)
+WORDS_PRODUCTS(q6_k, ATTAR_Q6_K)
 
-attar_tile_product attar_avx2_words(uint32_t type) {
+attar_product attar_avx2_words(uint32_t type, int32_t bits) {
+    const bool widen = bits == 8;
     switch (type) {
-        case ATTAR_Q4_0: return multiply_q4_0;
-        case ATTAR_Q4_1: return multiply_q4_1;
-        case ATTAR_Q5_0: return multiply_q5_0;
-        case ATTAR_Q8_0: return multiply_q8_0;
-        case ATTAR_Q4_K: return multiply_q4_k;
-        case ATTAR_Q5_K: return multiply_q5_k;
-        default: return multiply_q6_k;
+        case ATTAR_Q4_0: return (attar_product){q4_0_tile, q4_0_stream, ATTAR_START_LANES, widen};
+        case ATTAR_Q4_1: return (attar_product){q4_1_tile, q4_1_stream, ATTAR_START_LANES, widen};
+        case ATTAR_Q5_0: return (attar_product){q5_0_tile, q5_0_stream, ATTAR_START_LANES, widen};
+        case ATTAR_Q8_0: return (attar_product){q8_0_tile, q8_0_stream, ATTAR_START_LANES, widen};
+        case ATTAR_Q4_K: return (attar_product){q4_k_tile, q4_k_stream, ATTAR_START_LANES, widen};
+        case ATTAR_Q5_K: return (attar_product){q5_k_tile, q5_k_stream, ATTAR_START_LANES, widen};
+        default: return (attar_product){q6_k_tile, q6_k_stream, ATTAR_START_LANES, widen};
     }
 }

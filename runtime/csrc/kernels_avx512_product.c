@@ -73,7 +73,7 @@ ATTAR_INLINE __m512i broadcast_4(const uint8_t *p) {
 
 // Adds quad p of group g to the integer sums.
 ATTAR_INLINE void add_quad(int32_t bits, __m512i w, const attar_span *x, int32_t g, int32_t p, int32_t tokens,
-                           __m512i isum[MOST_TOKENS]) {
+                           __m512i *isum) {
     const uint8_t *q = x->q + (g * ATTAR_GROUP + 4 * p) * bits / 8;
     if (bits == 8) {
         for (int32_t t = 0; t < tokens; t++) {
@@ -90,9 +90,9 @@ ATTAR_INLINE void add_quad(int32_t bits, __m512i w, const attar_span *x, int32_t
     }
 }
 
-// Adds one group to the float sums of a few tokens.
+// Adds one group to the float sums [tokens] of a few tokens.
 ATTAR_INLINE void add_group(uint32_t type, int32_t bits, attar_tile_span w, const attar_span *x, int32_t g,
-                            int32_t tokens, __m512 sum[MOST_TOKENS]) {
+                            int32_t tokens, __m512 *sum) {
     const uint8_t *group = w.quants + (int64_t)g * attar_group_bytes(type);
     const int32_t n = 8 / attar_scales_of(type);
     group_scales scales;
@@ -144,38 +144,60 @@ ATTAR_INLINE void multiply_tile(uint32_t type, int32_t bits, attar_tile_span w, 
     }
 }
 
+// One token; see attar_stream_product. The chains of sums of four tiles are independent, so their latencies overlap.
+ATTAR_INLINE void multiply_stream(uint32_t type, int32_t bits, attar_tile_span w, uint64_t stride, const attar_span *x,
+                                  float *y, int64_t y_stride, bool first) {
+    __m512 sum[ATTAR_STREAMS];
+    for (int i = 0; i < ATTAR_STREAMS; i++) sum[i] = first ? vec_set1(0.0f) : vec_load(y + i * y_stride, LANES);
+    for (int32_t g = 0; g < x->n_groups; g++) {
+        for (uint64_t i = 0; i < ATTAR_STREAMS; i++) {
+            add_group(type, bits, (attar_tile_span){w.quants + i * stride, w.scales + i * stride}, x, g, 1, &sum[i]);
+        }
+    }
+    for (int i = 0; i < ATTAR_STREAMS; i++) vec_store(y + i * y_stride, LANES, sum[i]);
+}
+
 // --- the table's entry ----------------------------------------------------------------------------------------
 
-#define PRODUCTS(name, type)                                                                  \
-    static void name##_bytes(attar_tile_span w, const attar_span *x, attar_tile_output out) { \
-        multiply_tile(type, 8, w, x, out);                                                    \
-    }                                                                                         \
-    static void name##_words(attar_tile_span w, const attar_span *x, attar_tile_output out) { \
-        multiply_tile(type, 16, w, x, out);                                                   \
+#define PRODUCTS(name, type, bits)                                                                                 \
+    static void name##_tile(attar_tile_span w, const attar_span *x, attar_tile_output out) {                       \
+        multiply_tile(type, bits, w, x, out);                                                                      \
+    }                                                                                                              \
+    static void name##_stream(attar_tile_span w, uint64_t stride, const attar_span *x, float *y, int64_t y_stride, \
+                              bool first) {                                                                        \
+        multiply_stream(type, bits, w, stride, x, y, y_stride, first);                                             \
     }
 
-PRODUCTS(q4_0, ATTAR_Q4_0)
-PRODUCTS(q4_1, ATTAR_Q4_1)
-PRODUCTS(q5_0, ATTAR_Q5_0)
-PRODUCTS(q8_0, ATTAR_Q8_0)
-PRODUCTS(q4_k, ATTAR_Q4_K)
-PRODUCTS(q5_k, ATTAR_Q5_K)
-PRODUCTS(q6_k, ATTAR_Q6_K)
+PRODUCTS(q4_0_8, ATTAR_Q4_0, 8)
+PRODUCTS(q4_1_8, ATTAR_Q4_1, 8)
+PRODUCTS(q5_0_8, ATTAR_Q5_0, 8)
+PRODUCTS(q8_0_8, ATTAR_Q8_0, 8)
+PRODUCTS(q4_k_8, ATTAR_Q4_K, 8)
+PRODUCTS(q5_k_8, ATTAR_Q5_K, 8)
+PRODUCTS(q6_k_8, ATTAR_Q6_K, 8)
+PRODUCTS(q4_0_16, ATTAR_Q4_0, 16)
+PRODUCTS(q4_1_16, ATTAR_Q4_1, 16)
+PRODUCTS(q5_0_16, ATTAR_Q5_0, 16)
+PRODUCTS(q8_0_16, ATTAR_Q8_0, 16)
+PRODUCTS(q4_k_16, ATTAR_Q4_K, 16)
+PRODUCTS(q5_k_16, ATTAR_Q5_K, 16)
+PRODUCTS(q6_k_16, ATTAR_Q6_K, 16)
 
-static attar_tile_product product_of(uint32_t type, int32_t bits) {
+#define PRODUCT(name) ((attar_product){name##_tile, name##_stream, ATTAR_START_LANES, false})
+
+static attar_product product_of(uint32_t type, int32_t bits) {
     switch (type) {
-        case ATTAR_Q4_0: return bits == 8 ? q4_0_bytes : q4_0_words;
-        case ATTAR_Q4_1: return bits == 8 ? q4_1_bytes : q4_1_words;
-        case ATTAR_Q5_0: return bits == 8 ? q5_0_bytes : q5_0_words;
-        case ATTAR_Q8_0: return bits == 8 ? q8_0_bytes : q8_0_words;
-        case ATTAR_Q4_K: return bits == 8 ? q4_k_bytes : q4_k_words;
-        case ATTAR_Q5_K: return bits == 8 ? q5_k_bytes : q5_k_words;
-        default: return bits == 8 ? q6_k_bytes : q6_k_words;
+        case ATTAR_Q4_0: return bits == 8 ? PRODUCT(q4_0_8) : PRODUCT(q4_0_16);
+        case ATTAR_Q4_1: return bits == 8 ? PRODUCT(q4_1_8) : PRODUCT(q4_1_16);
+        case ATTAR_Q5_0: return bits == 8 ? PRODUCT(q5_0_8) : PRODUCT(q5_0_16);
+        case ATTAR_Q8_0: return bits == 8 ? PRODUCT(q8_0_8) : PRODUCT(q8_0_16);
+        case ATTAR_Q4_K: return bits == 8 ? PRODUCT(q4_k_8) : PRODUCT(q4_k_16);
+        case ATTAR_Q5_K: return bits == 8 ? PRODUCT(q5_k_8) : PRODUCT(q5_k_16);
+        default: return bits == 8 ? PRODUCT(q6_k_8) : PRODUCT(q6_k_16);
     }
 }
 
 void attar_avx512_matmul(const attar_weight *w, int32_t row0, int32_t row1, attar_act x, int32_t n_tokens, float *y,
                          int64_t ldy) {
-    const attar_product product = {product_of(w->type, x.bits), ATTAR_START_LANES, false};
-    attar_x86_matmul(w, row0, row1, x, n_tokens, y, ldy, product);
+    attar_x86_matmul(w, row0, row1, x, n_tokens, y, ldy, product_of(w->type, x.bits));
 }

@@ -75,7 +75,7 @@ static void raise_max(attar_softmax *state, float max, float *sums, int32_t widt
     *state = (attar_softmax){max, state->sum * shrink};
 }
 
-// scores of the keys s become exp(score - new maximum), and 0 in the rest of their tiles.
+// scores of the keys s become exp(score - new maximum), and next to nothing in the rest of their tiles.
 static void softmax_step(float *scores, span s, float cap, attar_softmax *state, float *sums, int32_t width) {
     if (cap != 0.0f) vec_soft_cap(scores + s.from, cap, s.to - s.from);
     fill(scores, s.from, s.begin, -INFINITY);  // whatever lies in the cache there, a NaN included
@@ -87,7 +87,7 @@ static void softmax_step(float *scores, span s, float cap, attar_softmax *state,
     const vec offset = vec_set1(max);
     vec sum = vec_set1(0.0f);
     for (int32_t i = s.from; i < s.to; i += LANES) {
-        const vec p = vec_exp(vec_sub(vec_load(scores + i, LANES), offset));
+        const vec p = vec_exp_weight(vec_sub(vec_load(scores + i, LANES), offset));
         vec_store(scores + i, LANES, p);
         sum = vec_add(sum, p);
     }
@@ -115,15 +115,21 @@ static void softmax_rows(const attar_queries *q, span all, attar_softmax *state,
 // Vectors that `rows` rows take at once: enough sums to hide the latency of their additions.
 ATTAR_INLINE int32_t vectors_f16(int32_t rows) { return (rows == 1 ? 8 : rows <= 3 ? 4 : 2) * (LANES == 4 ? 2 : 1); }
 
-// sum[r, c] += sum over i < n of w(i, r) times vector c of x + i * x_step; the vectors go by 16 lanes, x_set apart.
+// sum[r, c] += sum over i < n of w(i, r) times vector c of x + i * x_step; the vectors go by 16 lanes, x_set apart. The
+// outer loop is over what is fewer than registers are left beside the sums: the compiler keeps the inner one's operands.
 ATTAR_INLINE void add_products_f16(const uint16_t *x, int64_t x_step, int64_t x_set, int32_t n, const float *w,
                                    stride at, int32_t rows, int32_t vectors, vec *sum) {
     for (int32_t i = 0; i < n; i++) {
+        vec v[8];
         for (int32_t c = 0; c < vectors; c++) {
-            const vec v = vec_load_f16(x + i * x_step + c * LANES / 16 * x_set + c * LANES % 16, LANES);
-            for (int32_t r = 0; r < rows; r++) {
-                sum[r * vectors + c] = vec_fma(vec_set1(w[i * at.step + r * at.row]), v, sum[r * vectors + c]);
+            v[c] = vec_load_f16(x + i * x_step + c * LANES / 16 * x_set + c * LANES % 16, LANES);
+            for (int32_t r = 0; r < rows && rows < vectors; r++) {
+                sum[r * vectors + c] = vec_fma(vec_set1(w[i * at.step + r * at.row]), v[c], sum[r * vectors + c]);
             }
+        }
+        for (int32_t r = 0; r < rows && rows >= vectors; r++) {
+            const vec number = vec_set1(w[i * at.step + r * at.row]);
+            for (int32_t c = 0; c < vectors; c++) sum[r * vectors + c] = vec_fma(number, v[c], sum[r * vectors + c]);
         }
     }
 }

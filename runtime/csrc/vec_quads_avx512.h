@@ -2,14 +2,14 @@
 #ifndef ATTAR_VEC_QUADS_AVX512_H
 #define ATTAR_VEC_QUADS_AVX512_H
 
-typedef __m512i ivec;
+typedef int32_t ivec __attribute__((vector_size(64)));
 
 typedef struct {
     __m512i even, odd;
 } quads;
 
-ATTAR_INLINE ivec ivec_zero(void) { return _mm512_setzero_si512(); }
-ATTAR_INLINE vec ivec_to_vec(ivec v) { return _mm512_cvtepi32_ps(v); }
+ATTAR_INLINE ivec ivec_zero(void) { return (ivec){0}; }
+ATTAR_INLINE vec ivec_to_vec(ivec v) { return _mm512_cvtepi32_ps((__m512i)v); }
 
 ATTAR_INLINE quads quads_load(const int8_t *p) {
     const __m512i x = _mm512_loadu_si512(p);
@@ -23,7 +23,8 @@ ATTAR_INLINE __m512i broadcast_pair(const int16_t *w) {
 }
 
 ATTAR_INLINE ivec quads_dot(ivec sum, quads x, const int16_t *w) {
-    return _mm512_dpwssd_epi32(_mm512_dpwssd_epi32(sum, x.even, broadcast_pair(w)), x.odd, broadcast_pair(w + 2));
+    const __m512i even = _mm512_dpwssd_epi32((__m512i)sum, x.even, broadcast_pair(w));
+    return (ivec)_mm512_dpwssd_epi32(even, x.odd, broadcast_pair(w + 2));
 }
 
 ATTAR_INLINE __m256i round_to_i16(vec v) { return _mm512_cvtsepi32_epi16(_mm512_cvtps_epi32(v)); }

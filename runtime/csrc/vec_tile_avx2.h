@@ -81,20 +81,15 @@ ATTAR_INLINE __m256i broadcast_4(const uint8_t *p) {
     return _mm256_set1_epi32(v);
 }
 
-// Adds the integer sums of one scale of group g to the float sums [tokens][16 rows], which lie in memory: the registers
-// are full.
-ATTAR_INLINE void add_group(uint32_t type, int32_t part, const group_scales *w, const attar_span *x, int32_t g,
-                            int32_t tokens, __m256i isum[MOST_TOKENS][2], float sum[MOST_TOKENS][16]) {
-    for (int32_t t = 0; t < tokens; t++) {
-        const __m256 d = _mm256_broadcast_ss(x->d + t * x->d_stride + g);
-        for (int h = 0; h < 2; h++) {
-            const __m256 factor = _mm256_mul_ps(w->scale[part][h], d);
-            __m256 v = _mm256_fmadd_ps(factor, _mm256_cvtepi32_ps(isum[t][h]), _mm256_load_ps(sum[t] + 8 * h));
-            if (attar_has_offset(type)) {
-                v = _mm256_fmadd_ps(w->offset[h], _mm256_broadcast_ss(x->s + t * x->n_groups + g), v);
-            }
-            _mm256_store_ps(sum[t] + 8 * h, v);
-        }
+// Adds the integer sums of one scale of a group to the float sums of one token and 16 rows, which lie in memory: the
+// registers are full. d, s: of the token's group.
+ATTAR_INLINE void add_group(uint32_t type, int32_t part, const group_scales *w, const float *d, const float *s,
+                            const __m256i isum[2], float sum[16]) {
+    for (int h = 0; h < 2; h++) {
+        const __m256 factor = _mm256_mul_ps(w->scale[part][h], _mm256_broadcast_ss(d));
+        __m256 v = _mm256_fmadd_ps(factor, _mm256_cvtepi32_ps(isum[h]), _mm256_load_ps(sum + 8 * h));
+        if (attar_has_offset(type)) v = _mm256_fmadd_ps(w->offset[h], _mm256_broadcast_ss(s), v);
+        _mm256_store_ps(sum + 8 * h, v);
     }
 }
 
@@ -117,7 +112,10 @@ ATTAR_INLINE void multiply_tokens(uint32_t type, add_quads quads, attar_tile_spa
             __m256i isum[MOST_TOKENS][2];
             quads(type, part, w.quants + (int64_t)g * attar_group_bytes(type), x, g, tokens, isum);
             if (part == 0) load_scales(type, w.scales, g, &scales);
-            add_group(type, part, &scales, x, g, tokens, isum, sum);
+            for (int32_t t = 0; t < tokens; t++) {
+                const float *d = x->d + t * x->d_stride + g, *s = x->s + t * x->n_groups + g;
+                add_group(type, part, &scales, d, s, isum[t], sum[t]);
+            }
         }
     }
     for (int32_t t = 0; t < tokens; t++) {
@@ -141,6 +139,36 @@ ATTAR_INLINE void multiply_tile(uint32_t type, add_quads quads, attar_tile_span 
         } else {
             multiply_tokens(type, quads, w, &from, step = 1, there);
         }
+    }
+}
+
+// --- one token ------------------------------------------------------------------------------------------------
+
+// Integer sums of one part of a group of each tile, with one token.
+typedef void (*add_stream_quads)(uint32_t type, int32_t part, const uint8_t *group, uint64_t stride,
+                                 const attar_span *x, int32_t g, __m256i isum[ATTAR_STREAMS][2]);
+
+ATTAR_INLINE void multiply_stream(uint32_t type, add_stream_quads quads, attar_tile_span w, uint64_t stride,
+                                  const attar_span *x, float *y, int64_t y_stride, bool first) {
+    _Alignas(32) float sum[ATTAR_STREAMS][16];
+    for (int i = 0; i < ATTAR_STREAMS; i++) {
+        for (int32_t r = 0; r < 16; r += 8) {
+            _mm256_store_ps(sum[i] + r, first ? vec_set1(0.0f) : vec_load(y + i * y_stride + r, 8));
+        }
+    }
+    for (int32_t g = 0; g < x->n_groups; g++) {
+        for (int32_t part = 0; part < attar_scales_of(type); part++) {
+            __m256i isum[ATTAR_STREAMS][2];
+            quads(type, part, w.quants + (int64_t)g * attar_group_bytes(type), stride, x, g, isum);
+            for (int i = 0; i < ATTAR_STREAMS; i++) {
+                group_scales scales;
+                load_scales(type, w.scales + (uint64_t)i * stride, g, &scales);
+                add_group(type, part, &scales, x->d + g, x->s + g, isum[i], sum[i]);
+            }
+        }
+    }
+    for (int i = 0; i < ATTAR_STREAMS; i++) {
+        for (int32_t r = 0; r < 16; r += 8) vec_store(y + i * y_stride + r, 8, _mm256_load_ps(sum[i] + r));
     }
 }
 

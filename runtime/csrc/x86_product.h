@@ -10,6 +10,10 @@
 // Token-groups made ready at once; what they fill stays in the caches: 48 KiB as words.
 enum { ATTAR_SPAN_UNITS = 768 };
 
+// With one token the memory decides, and one core reads four streams half as fast again as one: as many tiles are
+// multiplied side by side.
+enum { ATTAR_STREAMS = 4 };
+
 // How integer sums take off the bias of packed values: they start at -bias times the sum of the activations.
 typedef enum {
     ATTAR_START_LANES,  // one int32 a half-group
@@ -52,9 +56,15 @@ typedef struct {
 // The product of part of a tile with all tokens of x.
 typedef void (*attar_tile_product)(attar_tile_span w, const attar_span *x, attar_tile_output out);
 
+// The product of part of ATTAR_STREAMS tiles, `stride` bytes apart, with one token: y [16] of each tile follows
+// y_stride values after the one before.
+typedef void (*attar_stream_product)(attar_tile_span w, uint64_t stride, const attar_span *x, float *y,
+                                     int64_t y_stride, bool first);
+
 // How one type is multiplied with activations of one precision.
 typedef struct {
     attar_tile_product multiply;
+    attar_stream_product stream;
     attar_start start;
     bool widen;  // int8 activations become int16 first, each four in the order 0, 2, 1, 3
 } attar_product;
@@ -70,7 +80,7 @@ void attar_avx512_matmul(const attar_weight *w, int32_t row0, int32_t row1, atta
                          int64_t ldy);
 
 // The products of one tile: 8-bit activations with packed bytes (all types but Q8_0), 16-bit ones with packed words.
-attar_tile_product attar_avx2_bytes(uint32_t type);
-attar_tile_product attar_avx2_words(uint32_t type);
+attar_product attar_avx2_bytes(uint32_t type);
+attar_product attar_avx2_words(uint32_t type, int32_t bits);
 
 #endif
