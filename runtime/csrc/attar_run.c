@@ -66,8 +66,8 @@ static bool parse_number(const char *name, const char *text, double low, double 
     *out = strtod(text, &end);
     if (end != text && *end == '\0' && errno == 0 && *out >= low && *out <= high && (!whole || *out == floor(*out)))
         return true;
-    fprintf(stderr, "attar-run: %s must be a%s number from %.10g to %.10g, got \"%s\"\n", name, whole ? " whole" : "", low,
-            high, text);
+    fprintf(stderr, "attar-run: %s must be a%s number from %.10g to %.10g, got \"%s\"\n", name, whole ? " whole" : "",
+            low, high, text);
     return false;
 }
 
@@ -219,7 +219,8 @@ static attar_status encode_prompt(runner *r, const options *o, attar_error *erro
     attar_status status =
         attar_tokenizer_encode(r->tokenizer, o->prompt, length, true, true, r->ids, capacity, &r->n_ids, error);
     if (status == ATTAR_OK && r->n_ids == 0) {
-        snprintf(error->message, sizeof error->message, "the prompt has no tokens and this model has no BOS to begin with");
+        snprintf(error->message, sizeof error->message,
+                 "the prompt has no tokens and this model has no BOS to begin with");
         status = ATTAR_ERROR_ARGUMENT;
     }
     return status;
@@ -295,8 +296,7 @@ static attar_status run_bench(const options *o, attar_error *error) {
 }
 
 int main(int argc, char **argv) {
-    options o = {
-        .n_tokens = 128, .sampler = {.top_p = 1.0F}, .bench = {.prefill_tokens = 512, .repeats = 3}};
+    options o = {.n_tokens = 128, .sampler = {.top_p = 1.0F}, .bench = {.prefill_tokens = 512, .repeats = 3}};
     if (!parse_options(&o, argc, argv)) return EXIT_USAGE;
     if (o.done) return EXIT_OK;
     attar_error error = {0};
