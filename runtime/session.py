@@ -142,7 +142,7 @@ def open_session(
     if backend == "native":
         from attar.runtime.native import NativeSession
 
-        return NativeSession.open(path, context_length=context_length, threads=threads, activation_bits=activation_bits)
+        return NativeSession.open(path, context_length=context_length, threads=threads, options=native)
     if backend == "onnx":
         from attar.runtime.ort import OrtSession
 

@@ -6,14 +6,14 @@ import ctypes
 import dataclasses
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 import pytest
 
 from attar.runtime import _native
 from attar.runtime.native import NativeModel, NativeSession, kernels_name, library_version
-from attar.runtime.session import SessionError, open_session
+from attar.runtime.session import NativeOptions, SessionError, open_session
 
 if TYPE_CHECKING:
     from tests.unit.runtime.conftest import MakeTiny
@@ -164,7 +164,7 @@ def test_a_refused_call_leaves_the_sequence_alone(make_tiny: MakeTiny, tokens: l
 def test_rewind_gives_the_logits_of_the_shorter_sequence(make_tiny: MakeTiny) -> None:
     tiny = make_tiny("gemma3")
     tokens = np.random.default_rng(0).integers(0, 80, 60).tolist()
-    for keep in (60, 57, 56):  # a ring of 8 + 4 rows takes back any 4 tokens
+    for keep in (60, 57, 56):  # a ring takes back any batch: 4 tokens
         with NativeSession(NativeModel(tiny.path), threads=1, batch_tokens=4) as session:
             session.prefill(tokens)
             session.rewind(keep)
@@ -174,15 +174,16 @@ def test_rewind_gives_the_logits_of_the_shorter_sequence(make_tiny: MakeTiny) ->
 
 def test_rewind_refuses_what_the_ring_has_lost(make_tiny: MakeTiny) -> None:
     tiny = make_tiny("gemma3")
-    tokens = np.random.default_rng(0).integers(0, 80, 60).tolist()
-    with NativeSession(NativeModel(tiny.path), threads=1, batch_tokens=4) as session:
+    tokens = np.random.default_rng(0).integers(0, 80, 300).tolist()
+    with NativeSession(NativeModel(tiny.path), threads=1, batch_tokens=4) as session:  # a ring of 128 rows, window 8
         session.prefill(tokens)
-        with pytest.raises(SessionError, match=r"cannot rewind to 20: local layers keep 12 positions .* back to 55"):
-            session.rewind(20)
-        assert session.position == 60
-        session.rewind(55)
-        with pytest.raises(SessionError, match="a rewind must keep 0 to 55 tokens, got 56"):
-            session.rewind(56)
+        with pytest.raises(SessionError, match="cannot rewind to 150: local layers keep 128 positions"):
+            session.rewind(150)
+        assert session.position == 300
+        session.rewind(250)
+        np.testing.assert_allclose(session.decode(7), tiny.logits([*tokens[:250], 7])[-1], atol=1e-3)
+        with pytest.raises(SessionError, match="a rewind must keep 0 to 251 tokens, got 252"):
+            session.rewind(252)
         session.rewind(0)
         np.testing.assert_allclose(session.score(tokens[:30]), tiny.logits(tokens[:30]), atol=1e-3)
 
@@ -199,13 +200,21 @@ def test_global_layers_rewind_anywhere(make_tiny: MakeTiny) -> None:
 
 
 def test_local_layers_cost_the_same_at_any_context(make_tiny: MakeTiny) -> None:
-    model = NativeModel(make_tiny("gemma3").path)  # 6 local layers, 1 global; K = 1, H = 16, f16 keys and values
-    row = 2 * 16 * 2
-    for context in (300, 512):
-        plan = model.plan(context, threads=1)
-        assert plan.cache_bytes == 6 * (8 + 256) * row + context * row
-        assert plan.weights_bytes == model.info.weight_bytes
-    assert model.plan(100, threads=1).cache_bytes == 7 * 100 * row  # never more rows than positions
+    model = NativeModel(make_tiny("gemma3", n_ctx_train=1024).path)  # 6 local layers, 1 global; K = 1, H = 16
+    ring = 384  # window 8 + batch 256 + a tile of 16, in whole chunks of 128
+    for cache, row in (("f16", 2 * 2 * 16), ("int8", 2 * (16 + 4))):  # keys and values, with a scale each for int8
+        options = NativeOptions(cache_type=cast(Literal["f16", "int8"], cache))
+        for context in (512, 1024):
+            assert model.plan(context, threads=1, options=options).cache_bytes == (6 * ring + context) * row
+        assert model.plan(100, threads=1, options=options).cache_bytes == 7 * 128 * row  # no more rows than positions
+    assert model.plan(100, threads=1).weights_bytes == model.info.weight_bytes  # float matrices stay as they are
+
+
+def test_planned_weights_are_packed_ones(make_tiny: MakeTiny) -> None:
+    model = NativeModel(make_tiny("llama", types="Q4_0").path)
+    planned = model.plan(100).weights_bytes
+    # Quants and scales keep their size; vectors and tiles are rounded up to 64 bytes, 80 and 96 rows are whole tiles.
+    assert model.info.weight_bytes <= planned <= model.info.weight_bytes * 1.05
 
 
 def test_plan_is_what_the_session_holds(make_tiny: MakeTiny) -> None:
