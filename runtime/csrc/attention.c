@@ -205,8 +205,12 @@ static void attend_single(const attention *a) {
         if (c == n - 1) store_key_value(a, kv, 0);  // nobody else reads its tile
         clear(a, a->G, states + c * a->G, sums + (int64_t)c * a->G * a->V);
         attend_chunk(a, kv, 0, 1, first + c, states + c * a->G, sums + (int64_t)c * a->G * a->V);
+        if (n == 1) {
+            finish(a, kv, 0, states, sums);
+            continue;
+        }
         // Acquire and release: whoever counts the last chunk sees what the others wrote.
-        if (n > 1 && atomic_fetch_add_explicit(&s->scratch->chunks_done[kv], 1, memory_order_acq_rel) < n - 1) continue;
+        if (atomic_fetch_add_explicit(&s->scratch->chunks_done[kv], 1, memory_order_acq_rel) < n - 1) continue;
         atomic_store_explicit(&s->scratch->chunks_done[kv], 0, memory_order_relaxed);
         merge(a, kv, n, states, sums);
     }
