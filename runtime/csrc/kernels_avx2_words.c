@@ -26,6 +26,7 @@ ATTAR_INLINE void add_words(uint32_t type, int32_t part, const uint8_t *group, c
     for (int32_t t = 0; t < tokens; t++) isum[t][0] = isum[t][1] = start_of(type, part, x, t, g);
 #pragma GCC unroll 8
     for (int32_t p = part * n; p < (part + 1) * n; p++) {
+        forget_loads();
         const __m256i w0 = load_quad(type, group, p, 0), w1 = load_quad(type, group, p, 1);
         const uint8_t *q = x->q + 2 * (g * ATTAR_GROUP + 4 * p);
         const __m256i even0 = even_bytes(w0), even1 = even_bytes(w1);

@@ -97,6 +97,7 @@ ATTAR_INLINE void add_group(uint32_t type, int32_t bits, attar_tile_span w, cons
     const int32_t n = 8 / attar_scales_of(type);
     group_scales scales;
     load_scales(type, w.scales, g, &scales);
+#pragma GCC unroll 2
     for (int32_t part = 0; part < attar_scales_of(type); part++) {
         __m512i isum[MOST_TOKENS];
         for (int32_t t = 0; t < tokens; t++) {

@@ -27,6 +27,10 @@ ATTAR_INLINE __m256i move_bits(__m256i v, int32_t from, int32_t to, int32_t mask
     return _mm256_and_si256(moved, _mm256_set1_epi8((int8_t)mask));
 }
 
+// Makes the compiler load a line again for each quad that lies in it: loads are free here, while gcc 12 keeps lines in
+// registers it does not have, and spills.
+ATTAR_INLINE void forget_loads(void) { __asm__ volatile("" ::: "memory"); }
+
 // Quad p of 8 rows as bytes; layouts in packed.h.
 ATTAR_INLINE __m256i load_quad(uint32_t type, const uint8_t *group, int32_t p, int32_t half) {
     if (type == ATTAR_Q8_0) return load_line(group, p, half);
@@ -84,7 +88,8 @@ ATTAR_INLINE __m256i broadcast_4(const uint8_t *p) {
 // Adds the integer sums of one scale of a group to the float sums of one token and 16 rows, which lie in memory: the
 // registers are full. d, s: of the token's group.
 ATTAR_INLINE void add_group(uint32_t type, int32_t part, const group_scales *w, const float *d, const float *s,
-                            const __m256i isum[2], float sum[16]) {
+                            const __m256i isum[2], float *sum) {
+    __asm__("" : "+r"(sum));  // keeps gcc 12 from holding the sums of all groups in registers, and spilling others
     for (int h = 0; h < 2; h++) {
         const __m256 factor = _mm256_mul_ps(w->scale[part][h], _mm256_broadcast_ss(d));
         __m256 v = _mm256_fmadd_ps(factor, _mm256_cvtepi32_ps(isum[h]), _mm256_load_ps(sum + 8 * h));
@@ -108,6 +113,7 @@ ATTAR_INLINE void multiply_tokens(uint32_t type, add_quads quads, attar_tile_spa
     }
     for (int32_t g = 0; g < x->n_groups; g++) {
         group_scales scales;
+#pragma GCC unroll 2
         for (int32_t part = 0; part < attar_scales_of(type); part++) {
             __m256i isum[MOST_TOKENS][2];
             quads(type, part, w.quants + (int64_t)g * attar_group_bytes(type), x, g, tokens, isum);
@@ -157,6 +163,7 @@ ATTAR_INLINE void multiply_stream(uint32_t type, add_stream_quads quads, attar_t
         }
     }
     for (int32_t g = 0; g < x->n_groups; g++) {
+#pragma GCC unroll 2
         for (int32_t part = 0; part < attar_scales_of(type); part++) {
             __m256i isum[ATTAR_STREAMS][2];
             quads(type, part, w.quants + (int64_t)g * attar_group_bytes(type), stride, x, g, isum);
