@@ -30,6 +30,7 @@ enum {
 typedef struct {
     const void *k, *v;
     const float *k_scale, *v_scale;  // NULL for f16
+    const void *next_k;              // k of the chunk that this thread is likely to meet next: a hint for prefetching
 } attar_kv;
 
 // Query rows that share a KV head, for one chunk. Row r sees keys begin[r] to end[r] - 1 of it, maybe none.

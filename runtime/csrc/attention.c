@@ -82,21 +82,29 @@ static void prepare_queries(const attention *a, int32_t kv, int32_t t0, int32_t 
 
 // --- attention ----------------------------------------------------------------------------------------------------
 
-// The first position that the query at position p sees.
+// The first position that the query at position p sees. A ring holds a whole window, but for the first tokens after a
+// slide (attar_cache_slide).
 static int32_t first_key(const attention *a, int32_t p) {
+    if (!a->layer->local) return 0;
     const int32_t first = p + 1 - a->step->model->sliding_window;
-    return a->layer->local && first > 0 ? first : 0;
+    return first > a->step->cache->lost ? first : a->step->cache->lost;
 }
 
 static int32_t clamp(int32_t x, int32_t low, int32_t high) { return x < low ? low : x > high ? high : x; }
 
+// Keys and values of one chunk of KV head kv; `next` is the key that is likely to be read after it.
+static attar_kv chunk_of(const attention *a, int32_t kv, int32_t chunk, const void *next) {
+    attar_kv keys = attar_cache_chunk(a->step->cache, a->step->model, a->index, kv, chunk * ATTAR_ATTEND_KEYS);
+    keys.next_k = next ? next : keys.k;
+    return keys;
+}
+
 // The prepared queries of KV head kv, tokens [t0, t0 + n), over one chunk: state [n*G], sums [n*G, V].
-static void attend_chunk(const attention *a, int32_t kv, int32_t t0, int32_t n, int32_t chunk, attar_softmax *state,
+static void attend_chunk(const attention *a, attar_kv keys, int32_t t0, int32_t n, int32_t chunk, attar_softmax *state,
                          float *sums) {
     const attar_step *s = a->step;
     const int32_t start = chunk * ATTAR_ATTEND_KEYS;
     const int64_t query_bytes = s->cache->type == ATTAR_KV_F16 ? a->H * 4 : attar_quads(a->H) * 8;
-    const attar_kv keys = attar_cache_chunk(s->cache, s->model, a->index, kv, start);
     for (int32_t r = 0; r < n * a->G; r += ATTAR_ATTEND_ROWS) {
         attar_queries q = {.q = (uint8_t *)a->room.queries + r * query_bytes, .scales = a->room.scales + r,
                            .rows = block_rows(r, n * a->G), .head_dim = a->H, .cap = s->model->attention_cap};
@@ -151,8 +159,10 @@ static void attend_tokens(const attention *a, int32_t kv, int32_t t0, int32_t n)
     const int32_t p = a->step->position + t0;
     prepare_queries(a, kv, t0, n);
     clear(a, n * a->G, a->room.states, a->room.sums);
-    for (int32_t c = first_key(a, p) / ATTAR_ATTEND_KEYS; c <= (p + n - 1) / ATTAR_ATTEND_KEYS; c++)
-        attend_chunk(a, kv, t0, n, c, a->room.states, a->room.sums);
+    for (int32_t c = first_key(a, p) / ATTAR_ATTEND_KEYS; c <= (p + n - 1) / ATTAR_ATTEND_KEYS; c++) {
+        const attar_kv keys = chunk_of(a, kv, c, chunk_of(a, kv, c + 1, NULL).k);
+        attend_chunk(a, keys, t0, n, c, a->room.states, a->room.sums);
+    }
     for (int32_t i = 0; i < n; i++)
         finish(a, kv, t0 + i, a->room.states + i * a->G, a->room.sums + (int64_t)i * a->G * a->V);
 }
@@ -191,7 +201,7 @@ static void merge(const attention *a, int32_t kv, int32_t n, const attar_softmax
     finish(a, kv, 0, a->room.states, a->room.sums);
 }
 
-static void attend_single(const attention *a) {
+static void attend_single(const attention *a, int32_t n_threads) {
     const attar_step *s = a->step;
     const int32_t first = first_key(a, s->position) / ATTAR_ATTEND_KEYS;
     const int32_t n = s->position / ATTAR_ATTEND_KEYS + 1 - first;  // chunks
@@ -204,7 +214,9 @@ static void attend_single(const attention *a) {
         prepared = kv;
         if (c == n - 1) store_key_value(a, kv, 0);  // nobody else reads its tile
         clear(a, a->G, states + c * a->G, sums + (int64_t)c * a->G * a->V);
-        attend_chunk(a, kv, 0, 1, first + c, states + c * a->G, sums + (int64_t)c * a->G * a->V);
+        const int32_t next = i + n_threads < n * a->K ? i + n_threads : i;  // threads take turns, by and large
+        const attar_kv keys = chunk_of(a, kv, first + c, chunk_of(a, next / n, first + next % n, NULL).k);
+        attend_chunk(a, keys, 0, 1, first + c, states + c * a->G, sums + (int64_t)c * a->G * a->V);
         if (n == 1) {
             finish(a, kv, 0, states, sums);
             continue;
@@ -223,7 +235,7 @@ void attar_attention(const attar_step *step, int32_t index, int32_t thread, int3
                    .quantize = attar_type_get(m->layers[index].o.type).integer, .room = step->scratch->rooms[thread]};
     a.whole_groups = a.G * a.H % ATTAR_GROUP == 0;
     if (step->n_tokens == 1) {
-        attend_single(&a);
+        attend_single(&a, n_threads);
     } else {
         store_prompt(&a);
         attar_pool_barrier(step->pool);

@@ -52,7 +52,7 @@ attar_kv attar_cache_chunk(const attar_cache *cache, const attar_model *model, i
     const attar_cache_layer *at = &cache->layers[layer];
     const row_bytes row = row_bytes_of(model, cache->type);
     const uint64_t first = (uint64_t)kv * (uint64_t)at->rows + (uint64_t)(p % at->rows);
-    attar_kv chunk = {at->k + first * row.key, at->v + first * row.value, NULL, NULL};
+    attar_kv chunk = {.k = at->k + first * row.key, .v = at->v + first * row.value};
     if (cache->type == ATTAR_KV_INT8) {
         chunk.k_scale = at->k_scale + first;
         chunk.v_scale = at->v_scale + first;
@@ -78,10 +78,10 @@ bool attar_cache_rewind(attar_cache *cache, int32_t position) {
     return true;
 }
 
-// --- writing ------------------------------------------------------------------------------------------------------
+// --- writing and reading ------------------------------------------------------------------------------------------
 
-// One position of one KV head, for writing: the first byte of its key and value, and their steps from one dimension to
-// the next (int8: one quad to the next for keys).
+// One position of one KV head: where its key and value begin. From one dimension to the next, keys step over a tile
+// (int8: from one quad to the next) and int8 values over a quad.
 typedef struct {
     uint8_t *k, *v;
     float *k_scale, *v_scale;
@@ -123,4 +123,22 @@ void attar_cache_store(const attar_cache *cache, const attar_model *model, const
                        int32_t kv, int32_t p, const float *k, const float *v, uint16_t *room) {
     const cell to = cell_at(cache, model, layer, kv, p);
     (cache->type == ATTAR_KV_INT8 ? store_int8 : store_f16)(to, kernels, model->head_dim, k, v, room);
+}
+
+static void load_f16(cell from, int32_t H, float *k, float *v) {
+    const uint16_t *keys = (const uint16_t *)(const void *)from.k, *values = (const uint16_t *)(const void *)from.v;
+    for (int32_t j = 0; j < H; j++) k[j] = attar_f16_to_f32(keys[j * ATTAR_KEY_TILE]);
+    for (int32_t j = 0; j < H; j++) v[j] = attar_f16_to_f32(values[j]);
+}
+
+static void load_int8(cell from, int32_t H, float *k, float *v) {
+    const int8_t *keys = (const int8_t *)(const void *)from.k, *values = (const int8_t *)(const void *)from.v;
+    for (int32_t j = 0; j < H; j++) k[j] = *from.k_scale * (float)keys[j / 4 * 4 * ATTAR_KEY_TILE + j % 4];
+    for (int32_t j = 0; j < H; j++) v[j] = *from.v_scale * (float)values[j * 4];
+}
+
+void attar_cache_load(const attar_cache *cache, const attar_model *model, int32_t layer, int32_t kv, int32_t p, float *k,
+                      float *v) {
+    const cell from = cell_at(cache, model, layer, kv, p);
+    (cache->type == ATTAR_KV_INT8 ? load_int8 : load_f16)(from, model->head_dim, k, v);
 }

@@ -22,7 +22,7 @@ typedef struct {
     attar_cache_layer *layers;  // [L]
     attar_kv_type type;
     int32_t position;           // tokens held
-    int32_t lost;               // positions below this have been overwritten in the local layers
+    int32_t lost;               // local layers hold nothing below this position: it was overwritten
     int32_t local_rows;         // rows of a local layer; 0 without local layers
     int32_t window;
 } attar_cache;
@@ -45,5 +45,15 @@ attar_kv attar_cache_chunk(const attar_cache *cache, const attar_model *model, i
 // Writes k and v [H] of KV head `kv` at position p. room: [V] 16-bit values for the call's own use.
 void attar_cache_store(const attar_cache *cache, const attar_model *model, const attar_kernels *kernels, int32_t layer,
                        int32_t kv, int32_t p, const float *k, const float *v, uint16_t *room);
+// Reads them back.
+void attar_cache_load(const attar_cache *cache, const attar_model *model, int32_t layer, int32_t kv, int32_t p, float *k,
+                      float *v);
+
+// Drops positions [n_keep, n_keep + n_discard), all held, and moves what follows down by n_discard, turning its keys
+// back by as many positions. Keys are rounded once more to the cache's type. A ring that has wrapped round keeps only
+// what follows the dropped positions: its layers' next queries see no kept ones.
+//   frequencies [2, H/2], as attar_rope_frequencies gives them; room: 6 V floats for the call's own use
+void attar_cache_slide(attar_cache *cache, const attar_model *model, const attar_kernels *kernels,
+                       const double *frequencies, int32_t n_keep, int32_t n_discard, float *room);
 
 #endif

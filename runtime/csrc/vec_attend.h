@@ -38,6 +38,17 @@ static span keys_seen(const attar_queries *q) {
     return whole_tiles(begin, end);
 }
 
+// Memory that is read after the current loop, `step` bytes for each of its rounds: the CPU's own prefetching starts anew
+// in every page, and a tile of keys is half of one.
+typedef struct {
+    const uint8_t *data;
+    int64_t step;
+} ahead;
+
+ATTAR_INLINE void fetch_ahead(ahead next, int32_t round, int32_t lines) {
+    for (int32_t i = 0; i < lines; i++) __builtin_prefetch(next.data + round * next.step + i * 64);
+}
+
 // --- rounding -----------------------------------------------------------------------------------------------------
 
 // vec_min and vec_max return their second operand where one is a NaN, so that it stays one.
@@ -118,9 +129,10 @@ ATTAR_INLINE int32_t vectors_f16(int32_t rows) { return (rows == 1 ? 8 : rows <=
 // sum[r, c] += sum over i < n of w(i, r) times vector c of x + i * x_step; the vectors go by 16 lanes, x_set apart. The
 // outer loop is over what is fewer than registers are left beside the sums: the compiler keeps the inner one's operands.
 ATTAR_INLINE void add_products_f16(const uint16_t *x, int64_t x_step, int64_t x_set, int32_t n, const float *w,
-                                   stride at, int32_t rows, int32_t vectors, vec *sum) {
+                                   stride at, int32_t rows, int32_t vectors, ahead next, vec *sum) {
     for (int32_t i = 0; i < n; i++) {
         vec v[8];
+        fetch_ahead(next, i, (vectors * LANES + 31) / 32);
         for (int32_t c = 0; c < vectors; c++) {
             v[c] = vec_load_f16(x + i * x_step + c * LANES / 16 * x_set + c * LANES % 16, LANES);
             for (int32_t r = 0; r < rows && rows < vectors; r++) {
@@ -135,13 +147,15 @@ ATTAR_INLINE void add_products_f16(const uint16_t *x, int64_t x_step, int64_t x_
 }
 
 // scores [rows, ATTAR_ATTEND_KEYS] of the keys from `key` on.
-ATTAR_INLINE void score_f16(const attar_queries *q, const uint16_t *k, int32_t key, int32_t rows, int32_t vectors,
+ATTAR_INLINE void score_f16(const attar_queries *q, attar_kv kv, int32_t key, int32_t rows, int32_t vectors,
                             float *scores) {
     vec sum[MOST_SUMS];
     const int64_t tile = (int64_t)q->head_dim * ATTAR_KEY_TILE;
     for (int32_t a = 0; a < rows * vectors; a++) sum[a] = vec_set1(0.0f);
-    add_products_f16(k + key / ATTAR_KEY_TILE * tile + key % ATTAR_KEY_TILE, ATTAR_KEY_TILE, tile, q->head_dim, q->q,
-                     (stride){rows, 1}, rows, vectors, sum);
+    const uint16_t *k = (const uint16_t *)kv.k + key / ATTAR_KEY_TILE * tile + key % ATTAR_KEY_TILE;
+    const int64_t value_bytes = attar_value_width(q->head_dim) * 2;
+    const ahead values = {(const uint8_t *)kv.v + key * value_bytes, vectors * LANES * value_bytes / q->head_dim};
+    add_products_f16(k, ATTAR_KEY_TILE, tile, q->head_dim, q->q, (stride){rows, 1}, rows, vectors, values, sum);
     for (int32_t r = 0; r < rows; r++) {
         for (int32_t c = 0; c < vectors; c++) {
             vec_store(scores + r * ATTAR_ATTEND_KEYS + key + c * LANES, LANES, sum[r * vectors + c]);
@@ -151,43 +165,48 @@ ATTAR_INLINE void score_f16(const attar_queries *q, const uint16_t *k, int32_t k
 
 // sums [rows, width] from column 0 on += weights [rows, ATTAR_ATTEND_KEYS] of the first n keys times v [n, width].
 ATTAR_INLINE void add_values_f16(const uint16_t *v, int32_t width, int32_t n, const float *weights, int32_t rows,
-                                 int32_t vectors, float *sums) {
+                                 int32_t vectors, ahead next, float *sums) {
     vec sum[MOST_SUMS];
     for (int32_t r = 0; r < rows; r++) {
         for (int32_t c = 0; c < vectors; c++) sum[r * vectors + c] = vec_load(sums + r * width + c * LANES, LANES);
     }
-    add_products_f16(v, width, 16, n, weights, (stride){1, ATTAR_ATTEND_KEYS}, rows, vectors, sum);
+    add_products_f16(v, width, 16, n, weights, (stride){1, ATTAR_ATTEND_KEYS}, rows, vectors, next, sum);
     for (int32_t r = 0; r < rows; r++) {
         for (int32_t c = 0; c < vectors; c++) vec_store(sums + r * width + c * LANES, LANES, sum[r * vectors + c]);
     }
 }
 
-ATTAR_INLINE void attend_rows_f16(const attar_queries *q, const uint16_t *k, const uint16_t *v, int32_t rows,
-                                  attar_softmax *state, float *sums) {
+ATTAR_INLINE void attend_rows_f16(const attar_queries *q, attar_kv kv, int32_t rows, attar_softmax *state,
+                                  float *sums) {
     const int32_t vectors = vectors_f16(rows), lanes = vectors * LANES, width = attar_value_width(q->head_dim);
     const span s = keys_seen(q);
     if (s.begin >= s.end) return;
     float scores[ATTAR_ATTEND_ROWS * ATTAR_ATTEND_KEYS];
     int32_t i = s.from;
-    for (; i + lanes <= s.to; i += lanes) score_f16(q, k, i, rows, vectors, scores);
-    for (; i < s.to; i += 16) score_f16(q, k, i, rows, 16 / LANES, scores);
+    for (; i + lanes <= s.to; i += lanes) score_f16(q, kv, i, rows, vectors, scores);
+    for (; i < s.to; i += 16) score_f16(q, kv, i, rows, 16 / LANES, scores);
     softmax_rows(q, s, state, sums, scores);
-    v += (int64_t)s.begin * width;
+    const uint16_t *v = (const uint16_t *)kv.v + (int64_t)s.begin * width;
     const float *weights = scores + s.begin;
+    const int32_t n = s.end - s.begin;
     for (i = 0; i + lanes <= width; i += lanes) {
-        add_values_f16(v + i, width, s.end - s.begin, weights, rows, vectors, sums + i);
+        const ahead next = {(const uint8_t *)kv.next_k + i * ATTAR_ATTEND_KEYS * 2, lanes * 2};
+        add_values_f16(v + i, width, n, weights, rows, vectors, next, sums + i);
     }
-    for (; i < width; i += 16) add_values_f16(v + i, width, s.end - s.begin, weights, rows, 16 / LANES, sums + i);
+    for (; i < width; i += 16) {
+        const ahead next = {(const uint8_t *)kv.next_k + i * ATTAR_ATTEND_KEYS * 2, 32};
+        add_values_f16(v + i, width, n, weights, rows, 16 / LANES, next, sums + i);
+    }
 }
 
 static void vec_attend_f16(const attar_queries *q, attar_kv kv, attar_softmax *state, float *sums) {
     switch (q->rows) {
-        case 1: attend_rows_f16(q, kv.k, kv.v, 1, state, sums); break;
-        case 2: attend_rows_f16(q, kv.k, kv.v, 2, state, sums); break;
-        case 3: attend_rows_f16(q, kv.k, kv.v, 3, state, sums); break;
-        case 4: attend_rows_f16(q, kv.k, kv.v, 4, state, sums); break;
-        case 5: attend_rows_f16(q, kv.k, kv.v, 5, state, sums); break;
-        default: attend_rows_f16(q, kv.k, kv.v, ATTAR_ATTEND_ROWS, state, sums); break;
+        case 1: attend_rows_f16(q, kv, 1, state, sums); break;
+        case 2: attend_rows_f16(q, kv, 2, state, sums); break;
+        case 3: attend_rows_f16(q, kv, 3, state, sums); break;
+        case 4: attend_rows_f16(q, kv, 4, state, sums); break;
+        case 5: attend_rows_f16(q, kv, 5, state, sums); break;
+        default: attend_rows_f16(q, kv, ATTAR_ATTEND_ROWS, state, sums); break;
     }
 }
 
@@ -198,8 +217,9 @@ ATTAR_INLINE int32_t vectors_int8(int32_t rows) { return (rows <= 2 ? 4 : rows <
 
 // sum[r, c] += sum over i < n of quad w(i, r) times vector c of quads of x + i * x_step.
 ATTAR_INLINE void add_products_int8(const int8_t *x, int64_t x_step, int64_t x_set, int32_t n, const int16_t *w,
-                                    stride at, int32_t rows, int32_t vectors, ivec *sum) {
+                                    stride at, int32_t rows, int32_t vectors, ahead next, ivec *sum) {
     for (int32_t i = 0; i < n; i++) {
+        fetch_ahead(next, i, (vectors * LANES + 15) / 16);
         for (int32_t c = 0; c < vectors; c++) {
             const quads v = quads_load(x + i * x_step + c * LANES / 16 * x_set + c * LANES % 16 * 4);
             for (int32_t r = 0; r < rows; r++) {
@@ -216,7 +236,9 @@ ATTAR_INLINE void score_int8(const attar_queries *q, attar_kv kv, int32_t key, i
     const int64_t tile = (int64_t)n * ATTAR_KEY_TILE * 4;
     const int8_t *k = (const int8_t *)kv.k + key / ATTAR_KEY_TILE * tile + key % ATTAR_KEY_TILE * 4;
     for (int32_t a = 0; a < rows * vectors; a++) sum[a] = ivec_zero();
-    add_products_int8(k, ATTAR_KEY_TILE * 4, tile, n, q->q, (stride){rows, 1}, rows, vectors, sum);
+    const int64_t value_bytes = attar_value_width(q->head_dim);
+    const ahead values = {(const uint8_t *)kv.v + key * value_bytes, vectors * LANES * value_bytes / n};
+    add_products_int8(k, ATTAR_KEY_TILE * 4, tile, n, q->q, (stride){rows, 1}, rows, vectors, values, sum);
     for (int32_t c = 0; c < vectors; c++) {
         const vec k_scale = vec_load(kv.k_scale + key + c * LANES, LANES);
         for (int32_t r = 0; r < rows; r++) {
@@ -230,10 +252,10 @@ ATTAR_INLINE void score_int8(const attar_queries *q, attar_kv kv, int32_t key, i
 // sums [rows, width] from column 0 on += scales[r] times weights [rows, ATTAR_ATTEND_KEYS / 4, 4] of the first n quads
 // of positions times v [n, width, 4].
 ATTAR_INLINE void add_values_int8(const int8_t *v, int32_t width, int32_t n, const int16_t *weights,
-                                  const float *scales, int32_t rows, int32_t vectors, float *sums) {
+                                  const float *scales, int32_t rows, int32_t vectors, ahead next, float *sums) {
     ivec sum[MOST_SUMS];
     for (int32_t a = 0; a < rows * vectors; a++) sum[a] = ivec_zero();
-    add_products_int8(v, width * 4, 64, n, weights, (stride){1, ATTAR_ATTEND_KEYS / 4}, rows, vectors, sum);
+    add_products_int8(v, width * 4, 64, n, weights, (stride){1, ATTAR_ATTEND_KEYS / 4}, rows, vectors, next, sum);
     for (int32_t r = 0; r < rows; r++) {
         for (int32_t c = 0; c < vectors; c++) {
             float *out = sums + r * width + c * LANES;
@@ -276,10 +298,12 @@ ATTAR_INLINE void attend_rows_int8(const attar_queries *q, attar_kv kv, int32_t 
     const int8_t *v = (const int8_t *)kv.v + (int64_t)s.from * width;
     const int32_t n = (s.to - s.from) / 4;
     for (i = 0; i + lanes <= width; i += lanes) {
-        add_values_int8(v + i * 4, width, n, rounded + s.from, scales, rows, vectors, sums + i);
+        const ahead next = {(const uint8_t *)kv.next_k + i * ATTAR_ATTEND_KEYS, lanes * 4};
+        add_values_int8(v + i * 4, width, n, rounded + s.from, scales, rows, vectors, next, sums + i);
     }
     for (; i < width; i += 16) {
-        add_values_int8(v + i * 4, width, n, rounded + s.from, scales, rows, 16 / LANES, sums + i);
+        const ahead next = {(const uint8_t *)kv.next_k + i * ATTAR_ATTEND_KEYS, 64};
+        add_values_int8(v + i * 4, width, n, rounded + s.from, scales, rows, 16 / LANES, next, sums + i);
     }
 }
 

@@ -29,6 +29,7 @@ int main(void) {
         test_vectors(&c, tables[i]);
         test_half_floats(&c, tables[i]);
         test_round_i16(&c, tables[i]);
+        test_slide(&c, tables[i]);
         printf("%s: %d failures\n", tables[i]->name, c.failures);
     }
     return c.failures != 0;

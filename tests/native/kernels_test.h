@@ -15,5 +15,6 @@ void test_attend(check *c, const attar_kernels *kernels);
 void test_vectors(check *c, const attar_kernels *kernels);
 void test_half_floats(check *c, const attar_kernels *kernels);
 void test_round_i16(check *c, const attar_kernels *kernels);
+void test_slide(check *c, const attar_kernels *kernels);
 
 #endif
