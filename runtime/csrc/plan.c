@@ -66,6 +66,7 @@ uint64_t attar_scratch_place(const attar_model *model, const attar_session_plan 
         .act = take_act(&a, P, W, plan->activation_bits),
         .gate_act = take_act(&a, B, F, plan->activation_bits),
         .rooms = take(&a, plan->n_threads, sizeof *s->rooms),
+        .slide_room = take_floats(&a, 6 * (int64_t)attar_value_width(model->head_dim)),
         .chunk_states = take(&a, chunks * model->n_heads, sizeof *s->chunk_states),
         .chunk_sums = take_floats(&a, chunks * model->n_heads * attar_value_width(model->head_dim)),
         .chunks_done = take(&a, model->n_kv_heads, sizeof *s->chunks_done),

@@ -45,6 +45,7 @@ typedef struct {
     attar_act gate_act;  // [B, F] gate, as integers
 
     attar_attend_room *rooms;  // [threads]
+    float *slide_room;         // [6, value width], see attar_cache_slide
     // A single token's keys fall into chunks, so that all threads share few heads.
     attar_softmax *chunk_states;  // [K, chunks, G]
     float *chunk_sums;            // [K, chunks, G, V], V as in attend.h

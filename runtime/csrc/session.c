@@ -64,27 +64,53 @@ int32_t attar_session_position(const attar_session *session) { return session->c
 
 int32_t attar_session_context(const attar_session *session) { return session->plan.n_ctx; }
 
+// Most positions forgotten at once: the older half of what may be.
+static int32_t slide_step(const attar_session_plan *plan) {
+    const int32_t half = (plan->n_ctx - plan->n_keep) / 2;
+    return half > 0 ? half : 1;
+}
+
+static attar_status check_room(const attar_session *s, size_t n, attar_error *error) {
+    const attar_session_plan *plan = &s->plan;
+    if (plan->overflow == ATTAR_OVERFLOW_SLIDE) {
+        if (n <= (size_t)(plan->n_ctx - plan->n_keep)) return ATTAR_OK;
+        return attar_fail(error, ATTAR_ERROR_CONTEXT,
+                          "%zu tokens do not fit: the context holds %d, of which the first %d are kept; shorten the prompt or "
+                          "open the session with a larger n_ctx",
+                          n, plan->n_ctx, plan->n_keep);
+    }
+    if (n <= (size_t)(plan->n_ctx - s->cache.position)) return ATTAR_OK;
+    return attar_fail(error, ATTAR_ERROR_CONTEXT,
+                      "%zu tokens do not fit: the context holds %d and %d are in use; shorten the prompt or open the session "
+                      "with a larger n_ctx",
+                      n, plan->n_ctx, s->cache.position);
+}
+
 // Refuses before anything changes, so that a failed call leaves the sequence as it was.
 static attar_status check_tokens(const attar_session *s, const int32_t *tokens, size_t n, attar_error *error) {
-    const int32_t free_rows = s->plan.n_ctx - s->cache.position;
     if (n == 0) return attar_fail(error, ATTAR_ERROR_ARGUMENT, "at least one token must be given");
-    if (n > (size_t)free_rows)
-        return attar_fail(error, ATTAR_ERROR_CONTEXT,
-                          "%zu tokens do not fit: the context holds %d and %d are in use; shorten the prompt or open the "
-                          "session with a larger n_ctx",
-                          n, s->plan.n_ctx, s->cache.position);
     for (size_t i = 0; i < n; i++) {
         if (tokens[i] < 0 || tokens[i] >= s->model->n_vocab)
             return attar_fail(error, ATTAR_ERROR_ARGUMENT, "token ids must be 0 to %d, got %d at index %zu",
                               s->model->n_vocab - 1, tokens[i], i);
     }
-    return ATTAR_OK;
+    return check_room(s, n, error);
+}
+
+// Makes room for T more tokens, at most slide_step of them.
+static void slide(attar_session *s, int32_t T) {
+    if (s->cache.position + T <= s->plan.n_ctx) return;
+    attar_cache_slide(&s->cache, s->model, s->kernels, s->scratch.inverse_frequencies, s->plan.n_keep,
+                      slide_step(&s->plan), s->scratch.slide_room);
 }
 
 // Runs checked tokens in batches. logits: [n, V] if `all`, else [V] after the last token or NULL.
 static void run(attar_session *s, const int32_t *tokens, int32_t n, float *logits, bool all) {
     for (int32_t at = 0; at < n;) {
-        const int32_t left = n - at, T = left < s->plan.n_batch ? left : s->plan.n_batch;
+        const int32_t left = n - at, most = s->plan.overflow == ATTAR_OVERFLOW_SLIDE ? slide_step(&s->plan) : n;
+        int32_t T = left < s->plan.n_batch ? left : s->plan.n_batch;
+        if (T > most) T = most;
+        slide(s, T);
         const bool last = T == left;
         attar_step step = {
             .model = s->model,

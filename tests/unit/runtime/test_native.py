@@ -196,6 +196,36 @@ def test_global_layers_rewind_anywhere(make_tiny: MakeTiny) -> None:
         np.testing.assert_allclose(session.decode(9), tiny.logits([0, 1, 2, 9])[-1], atol=1e-3)
 
 
+# --- a full context -------------------------------------------------------------------------------------------
+
+
+def test_a_sliding_session_keeps_its_first_tokens_and_forgets_the_older_half(make_tiny: MakeTiny) -> None:
+    tiny = make_tiny("llama", n_layers=1)  # one layer: keys depend on their own token and position alone
+    tokens = np.random.default_rng(0).integers(0, 80, 100).tolist()
+    options = NativeOptions(overflow="slide", keep_tokens=4)
+    with NativeSession(NativeModel(tiny.path), context_length=64, threads=1, options=options) as session:
+        session.prefill(tokens[:60])
+        assert session.position == 60
+        logits = session.score(tokens[60:70])  # the first 4 stay, 30 of the others go
+        assert session.position == 40
+    held = [*tokens[:4], *tokens[34:70]]
+    np.testing.assert_allclose(logits, tiny.logits(held)[-10:], rtol=0, atol=2e-2)  # keys are rounded twice
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gemma3", "qwen3"])
+@pytest.mark.parametrize("cache", ["f16", "int8"])
+def test_a_sliding_session_goes_on_without_end(make_tiny: MakeTiny, family: str, cache: Literal["f16", "int8"]) -> None:
+    tiny = make_tiny(family, types="Q8_0")
+    options = NativeOptions(cache_type=cache, overflow="slide", keep_tokens=3)
+    with NativeSession(NativeModel(tiny.path), context_length=40, threads=2, options=options) as session:
+        for token in range(300):
+            assert np.isfinite(session.decode(token % 80)).all()
+            assert session.position <= 40
+        with pytest.raises(SessionError, match="38 tokens do not fit: the context holds 40, of which the first 3"):
+            session.prefill([1] * 38)
+        assert np.isfinite(session.prefill([1] * 37)).all()
+
+
 # --- memory ---------------------------------------------------------------------------------------------------
 
 
@@ -245,8 +275,13 @@ def test_memory_budget(make_tiny: MakeTiny) -> None:
         ({"threads": 100000}, r"n_threads must be 0 \(default\) to 256"),
         ({"batch_tokens": 1 << 20}, r"n_batch must be 0 \(default\) to 4096"),
         ({"memory_budget_bytes": 0}, "memory_budget_bytes must be at least 1"),
+        ({"options": NativeOptions(activation_bits=4)}, r"activation_bits must be 8 \(or 0\) or 16, got 4"),
+        (
+            {"context_length": 64, "options": NativeOptions(overflow="slide", keep_tokens=33)},
+            r"n_keep must be 0 to half of the context \(32\), got 33",
+        ),
     ],
 )
-def test_settings_out_of_range(make_tiny: MakeTiny, settings: dict[str, int], pattern: str) -> None:
+def test_settings_out_of_range(make_tiny: MakeTiny, settings: dict[str, Any], pattern: str) -> None:
     with pytest.raises(SessionError, match=pattern):
         NativeSession(NativeModel(make_tiny("llama").path), **settings)
