@@ -153,6 +153,17 @@ def test_base_model_continues_raw_text() -> None:
     assert bytes(session.tokens) == b"abcb"
 
 
+def test_a_sliding_session_is_trusted_with_a_full_context() -> None:
+    conversation, session = talk(b"abcdefghijkl", context_length=10)
+    conversation.slides = True
+    assert "".join(conversation.send("x", 12)) == "abcdefghijkl"
+    assert conversation.stats.stopped == "length"
+    held = session.position
+    del session.tokens[4:]  # as a slide would, between two turns
+    list(conversation.send("y", 3))
+    assert conversation.stats.reused_tokens == 4 < held
+
+
 def test_reset_keeps_the_system_message() -> None:
     conversation, session = talk()
     conversation.messages = [{"role": "system", "content": "be brief"}]
