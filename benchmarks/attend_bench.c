@@ -5,7 +5,7 @@
 // Every layer has its own cache, as in a model, so that long contexts come from memory and short ones from the caches
 // of the CPU. Decode: one token at a depth of n keys, through all layers; GB/s of keys and values read, beside a plain
 // sum over the same bytes. Prefill: n tokens at once from an empty context; GMAC/s counted over the keys that each
-// token sees. The best of several runs, since other programs can only slow a run down.
+// token sees. Of several runs each layer's best time counts, since other programs can only slow a layer down.
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -46,11 +46,14 @@ typedef struct {
     uint8_t *cache_memory, *scratch_memory;
     uint64_t cache_bytes;
     uint64_t *sums;  // [threads, 8]
+    double *starts;  // [threads, 8] seconds
+    double *best;    // [layers] seconds
     attar_step step;
 } bench;
 
 static void bench_init(bench *b, const shape *s, attar_pool *pool, attar_kv_type type) {
-    *b = (bench){.layers = calloc((size_t)s->n_layers, sizeof *b->layers)};
+    *b = (bench){.layers = calloc((size_t)s->n_layers, sizeof *b->layers),
+                 .best = calloc((size_t)s->n_layers, sizeof *b->best)};
     b->model = (attar_model){.family = &b->family, .n_embd = 32, .n_ff = 32, .n_layers = s->n_layers,
                              .n_heads = s->n_heads, .n_kv_heads = s->n_kv_heads, .head_dim = s->head_dim,
                              .layers = b->layers, .query_scale = 0.125F, .rms_eps = 1e-5F};
@@ -64,34 +67,46 @@ static void bench_init(bench *b, const shape *s, attar_pool *pool, attar_kv_type
     attar_scratch_place(&b->model, &plan, b->scratch_memory, &b->scratch);
     attar_cache_init(&b->cache, &b->model, plan.n_ctx, plan.n_batch, type, b->cache_memory, b->scratch.cache_layers);
     b->sums = (uint64_t *)(void *)allocate((size_t)plan.n_threads * 64);
+    b->starts = (double *)(void *)allocate((size_t)plan.n_threads * 64);
     b->step = (attar_step){.model = &b->model, .kernels = attar_kernels_choose(), .pool = pool, .cache = &b->cache,
                            .scratch = &b->scratch};
 }
 
 static void bench_free(bench *b) {
     free(b->layers);
+    free(b->best);
     free(b->cache_memory);
     free(b->scratch_memory);
     free(b->sums);
+    free(b->starts);
 }
 
-static void attend_all(void *context, int32_t thread, int32_t n_threads) {
-    const bench *b = context;
-    for (int32_t i = 0; i < b->model.n_layers; i++) {
-        attar_attention(&b->step, i, thread, n_threads);
-        attar_pool_barrier(b->step.pool);
-    }
+// Runs one layer's work on every thread, and keeps its time, from the first thread's start, where that is the best.
+static void timed(const bench *b, int32_t layer, int32_t thread, int32_t n_threads,
+                  void (*work)(const bench *b, int32_t layer, int32_t thread, int32_t n_threads)) {
+    attar_pool_barrier(b->step.pool);
+    b->starts[thread * 8] = seconds_now();
+    work(b, layer, thread, n_threads);
+    attar_pool_barrier(b->step.pool);
+    if (thread != 0) return;
+    double start = b->starts[0];
+    for (int32_t i = 1; i < n_threads; i++) start = b->starts[i * 8] < start ? b->starts[i * 8] : start;
+    const double spent = seconds_now() - start;
+    if (spent < b->best[layer]) b->best[layer] = spent;
 }
 
-// Sums 64-bit words of the first keys and values of every layer and head; the compiler makes vectors of it.
-static void read_all(void *context, int32_t thread, int32_t n_threads) {
-    const bench *b = context;
-    const int64_t words = b->cache.layers[0].rows * (int64_t)(b->cache_bytes / 16 / (uint64_t)b->model.n_layers /
-                                                              (uint64_t)b->model.n_kv_heads) / b->cache.layers[0].rows;
-    const int64_t used = words * (b->step.position + 1) / b->cache.layers[0].rows;  // of a head's keys, or values
+static void attend_layer(const bench *b, int32_t layer, int32_t thread, int32_t n_threads) {
+    attar_attention(&b->step, layer, thread, n_threads);
+}
+
+// Sums 64-bit words of the first keys and values of every head; the compiler makes vectors of it.
+static void read_layer(const bench *b, int32_t layer, int32_t thread, int32_t n_threads) {
+    const int64_t heads = 2 * b->model.n_kv_heads, layer_words = (int64_t)b->cache_bytes / 8 / b->model.n_layers;
+    const int64_t words = layer_words / heads;                                     // of one head's keys, or values
+    const int64_t used = words * (b->step.position + 1) / b->cache.layers[0].rows;
     uint64_t sum = 0;
-    for (int32_t i = thread; i < 2 * b->model.n_layers * b->model.n_kv_heads; i += n_threads) {
-        const uint8_t *data = b->cache_memory + (int64_t)i * words * 8;
+    for (int64_t i = thread; i < heads; i += n_threads) {
+        const uint8_t *data = b->cache_memory + (layer * layer_words + i * words) * 8;
         for (int64_t w = 0; w < used; w++) {
             uint64_t word;
             memcpy(&word, data + w * 8, 8);
@@ -101,15 +116,22 @@ static void read_all(void *context, int32_t thread, int32_t n_threads) {
     b->sums[thread * 8] = sum;
 }
 
+static void attend_all(void *context, int32_t thread, int32_t n_threads) {
+    const bench *b = context;
+    for (int32_t i = 0; i < b->model.n_layers; i++) timed(b, i, thread, n_threads, attend_layer);
+}
+
+static void read_all(void *context, int32_t thread, int32_t n_threads) {
+    const bench *b = context;
+    for (int32_t i = 0; i < b->model.n_layers; i++) timed(b, i, thread, n_threads, read_layer);
+}
+
 static double best_seconds(bench *b, attar_task task) {
-    double best = 1e9;
-    for (int run = 0; run < RUNS; run++) {
-        const double start = seconds_now();
-        attar_pool_run(b->step.pool, task, b);
-        const double spent = seconds_now() - start;
-        best = spent < best ? spent : best;
-    }
-    return best;
+    for (int32_t i = 0; i < b->model.n_layers; i++) b->best[i] = 1e9;
+    for (int run = 0; run < RUNS; run++) attar_pool_run(b->step.pool, task, b);
+    double sum = 0;
+    for (int32_t i = 0; i < b->model.n_layers; i++) sum += b->best[i];
+    return sum;
 }
 
 // The step's q, k, v: small waves, so that no weight dominates.
