@@ -95,9 +95,17 @@ class Demo:
         cut = ["--teacher", teacher, "--student-layers", plan.layers, *data]
         self._distill(self.out / "start", ["--method", "sft", *cut], plan.start_steps, learning_rate=3e-4)
         onward = ["--teacher", teacher, "--student", self.out / "start", *data]
-        self._distill(self.out / "sft", ["--method", "sft", *onward], plan.steps, learning_rate=2e-4)
+        self._distill(self.out / "sft", ["--method", "sft", *onward], plan.steps, learning_rate=4e-4)
         watched = ["--eval-data", self.out / "data" / "validation.jsonl", "--eval-examples", 8, "--eval-every", 60]
-        self._distill(self.out / "gkd", ["--method", "gkd", *onward, *watched], plan.steps, learning_rate=2e-4)
+        gkd = [
+            "--method",
+            "gkd",
+            "--beta",
+            0,
+            *onward,
+            *watched,
+        ]  # forward KL, on data and on the student's own samples
+        self._distill(self.out / "gkd", gkd, plan.steps, learning_rate=4e-4)
 
     def _distill(self, run: Path, options: list[Any], steps: int, learning_rate: float) -> None:
         training = ["--steps", steps, "--learning-rate", learning_rate, "--warmup-steps", max(1, steps // 10)]
