@@ -4,6 +4,8 @@
 // so it starts at -bias times the sum of its own activations. Q4_1 and Q4_K, from 0: 16 * 15 * 127 = 30480.
 #include "vec_tile_avx2.h"
 
+enum { UNIT_BYTES = 32 };
+
 // Adds one quad to the sums of one token.
 ATTAR_INLINE void add_quad(__m256i sum[2], __m256i w0, __m256i w1, const uint8_t *x) {
     const __m256i a = broadcast_4(x);
@@ -13,48 +15,50 @@ ATTAR_INLINE void add_quad(__m256i sum[2], __m256i w0, __m256i w1, const uint8_t
     __asm__ volatile("" : "+x"(sum[0]), "+x"(sum[1]));
 }
 
-// What the sums of one part of group g of token t start with.
-ATTAR_INLINE __m256i start_of(uint32_t type, int32_t part, const attar_span *x, int32_t t, int32_t g) {
+// What the sums of one part of a group start with.
+ATTAR_INLINE __m256i start_of(uint32_t type, int32_t part, const attar_unit *x) {
     const bool from_zero = attar_has_offset(type) && type != ATTAR_Q5_K;
-    return _mm256_set1_epi32(from_zero ? 0 : x->start[2 * (t * x->n_groups + g) + part]);
+    return _mm256_set1_epi32(from_zero ? 0 : x->start[part]);
 }
 
 // Sums of 16 bits become sums of 32, without any bias.
-ATTAR_INLINE __m256i end_of(uint32_t type, const attar_span *x, int32_t t, int32_t g, __m256i sum) {
+ATTAR_INLINE __m256i end_of(uint32_t type, const attar_unit *x, __m256i sum) {
     const __m256i lanes = _mm256_madd_epi16(sum, _mm256_set1_epi16(1));
     if (type != ATTAR_Q5_K) return lanes;
-    return _mm256_add_epi32(lanes, _mm256_set1_epi32(x->start[2 * (t * x->n_groups + g) + 1]));
+    return _mm256_add_epi32(lanes, _mm256_set1_epi32(x->start[1]));
 }
 
 ATTAR_INLINE void add_bytes(uint32_t type, int32_t part, const uint8_t *group, const attar_span *x, int32_t g,
                             int32_t tokens, __m256i isum[MOST_TOKENS][2]) {
     const int32_t n = 8 / attar_scales_of(type);
-    for (int32_t t = 0; t < tokens; t++) isum[t][0] = isum[t][1] = start_of(type, part, x, t, g);
+    const attar_unit *unit = x->unit + g * tokens;
+    for (int32_t t = 0; t < tokens; t++) isum[t][0] = isum[t][1] = start_of(type, part, unit + t);
 #pragma GCC unroll 8
     for (int32_t p = part * n; p < (part + 1) * n; p++) {
         forget_loads();
         const __m256i w0 = load_quad(type, group, p, 0), w1 = load_quad(type, group, p, 1);
-        const uint8_t *q = x->q + g * ATTAR_GROUP + 4 * p;
+        const uint8_t *q = x->q + g * UNIT_BYTES + 4 * p;
         for (int32_t t = 0; t < tokens; t++) add_quad(isum[t], w0, w1, q + t * x->q_stride);
     }
     for (int32_t t = 0; t < tokens; t++) {
-        for (int h = 0; h < 2; h++) isum[t][h] = end_of(type, x, t, g, isum[t][h]);
+        for (int h = 0; h < 2; h++) isum[t][h] = end_of(type, unit + t, isum[t][h]);
     }
 }
 
 ATTAR_INLINE void add_stream_bytes(uint32_t type, int32_t part, const uint8_t *group, uint64_t stride,
                                    const attar_span *x, int32_t g, __m256i isum[ATTAR_STREAMS][2]) {
     const int32_t n = 8 / attar_scales_of(type);
-    for (int i = 0; i < ATTAR_STREAMS; i++) isum[i][0] = isum[i][1] = start_of(type, part, x, 0, g);
+    const attar_unit *unit = x->unit + g;
+    for (int i = 0; i < ATTAR_STREAMS; i++) isum[i][0] = isum[i][1] = start_of(type, part, unit);
 #pragma GCC unroll 8
     for (int32_t p = part * n; p < (part + 1) * n; p++) {
-        const __m256i a = broadcast_4(x->q + g * ATTAR_GROUP + 4 * p);
+        const __m256i a = broadcast_4(x->q + g * UNIT_BYTES + 4 * p);
         for (int i = 0; i < 2 * ATTAR_STREAMS; i++) {
             const __m256i w = load_quad(type, group + (uint64_t)(i / 2) * stride, p, i % 2);
             isum[i / 2][i % 2] = _mm256_add_epi16(isum[i / 2][i % 2], _mm256_maddubs_epi16(w, a));
         }
     }
-    for (int i = 0; i < 2 * ATTAR_STREAMS; i++) isum[i / 2][i % 2] = end_of(type, x, 0, g, isum[i / 2][i % 2]);
+    for (int i = 0; i < 2 * ATTAR_STREAMS; i++) isum[i / 2][i % 2] = end_of(type, unit, isum[i / 2][i % 2]);
 }
 
 #define BYTES_PRODUCTS(name, type)                                                                                 \
@@ -75,11 +79,16 @@ BYTES_PRODUCTS(q6_k, ATTAR_Q6_K)
 
 attar_product attar_avx2_bytes(uint32_t type) {
     switch (type) {
-        case ATTAR_Q4_0: return (attar_product){q4_0_tile, q4_0_stream, ATTAR_START_PAIRS, false};
-        case ATTAR_Q4_1: return (attar_product){q4_1_tile, q4_1_stream, ATTAR_START_PAIRS, false};
-        case ATTAR_Q5_0: return (attar_product){q5_0_tile, q5_0_stream, ATTAR_START_PAIRS, false};
-        case ATTAR_Q4_K: return (attar_product){q4_k_tile, q4_k_stream, ATTAR_START_PAIRS, false};
-        case ATTAR_Q5_K: return (attar_product){q5_k_tile, q5_k_stream, ATTAR_START_PAIRS, false};
-        default: return (attar_product){q6_k_tile, q6_k_stream, ATTAR_START_PAIRS, false};
+        case ATTAR_Q4_0:
+            return (attar_product){q4_0_tile, q4_0_stream, {MOST_TOKENS, FEW_TOKENS}, ATTAR_START_PAIRS, false};
+        case ATTAR_Q4_1:
+            return (attar_product){q4_1_tile, q4_1_stream, {MOST_TOKENS, FEW_TOKENS}, ATTAR_START_PAIRS, false};
+        case ATTAR_Q5_0:
+            return (attar_product){q5_0_tile, q5_0_stream, {MOST_TOKENS, FEW_TOKENS}, ATTAR_START_PAIRS, false};
+        case ATTAR_Q4_K:
+            return (attar_product){q4_k_tile, q4_k_stream, {MOST_TOKENS, FEW_TOKENS}, ATTAR_START_PAIRS, false};
+        case ATTAR_Q5_K:
+            return (attar_product){q5_k_tile, q5_k_stream, {MOST_TOKENS, FEW_TOKENS}, ATTAR_START_PAIRS, false};
+        default: return (attar_product){q6_k_tile, q6_k_stream, {MOST_TOKENS, FEW_TOKENS}, ATTAR_START_PAIRS, false};
     }
 }

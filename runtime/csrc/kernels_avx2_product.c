@@ -10,8 +10,7 @@
 // Room for a span.
 typedef struct {
     _Alignas(64) int16_t words[ATTAR_SPAN_UNITS * ATTAR_GROUP];
-    _Alignas(64) int32_t start[ATTAR_SPAN_UNITS * 2];
-    _Alignas(64) float s[ATTAR_SPAN_UNITS];
+    _Alignas(64) attar_unit unit[ATTAR_SPAN_UNITS];
 } span_memory;
 
 enum { UNITS_AT_ONCE = 4 };
@@ -37,79 +36,82 @@ ATTAR_INLINE __m256i starts_of(uint32_t type, attar_start kind, __m256i sums, __
     return _mm256_blend_epi32(taken, _mm256_madd_epi16(total, _mm256_set1_epi16(16)), 0xAA);
 }
 
-// Four groups: sum [8], d [4] -> start [8], s [4].
+// Four groups of a token: sum [8], d [4] -> unit[0], unit[step], unit[2 step], unit[3 step].
 ATTAR_INLINE void prepare_four(uint32_t type, attar_start kind, int32_t bits, const int32_t *sum, const float *d,
-                               int32_t *start, float *s) {
+                               attar_unit *unit, int32_t step) {
     const __m256i sums = _mm256_loadu_si256((const __m256i *)sum);
     const __m256i lanes = bits == 8 ? _mm256_madd_epi16(sums, _mm256_set1_epi16(1)) : sums;
-    _mm256_storeu_si256((__m256i *)start, starts_of(type, kind, sums, lanes));
-    if (!attar_has_offset(type)) return;
+    const __m256i starts = starts_of(type, kind, sums, lanes);
     const __m256i total = _mm256_permutevar8x32_epi32(add_halves(lanes), _mm256_setr_epi32(0, 2, 4, 6, 0, 2, 4, 6));
-    _mm_storeu_ps(s, _mm_mul_ps(_mm_cvtepi32_ps(_mm256_castsi256_si128(total)), _mm_loadu_ps(d)));
+    const __m128 scale = _mm_loadu_ps(d), s = _mm_mul_ps(_mm_cvtepi32_ps(_mm256_castsi256_si128(total)), scale);
+    const __m128i low = _mm_castps_si128(_mm_unpacklo_ps(s, scale)), high = _mm_castps_si128(_mm_unpackhi_ps(s, scale));
+    const __m128i first = _mm256_castsi256_si128(starts), second = _mm256_extracti128_si256(starts, 1);
+    _mm_store_si128((__m128i *)unit, _mm_unpacklo_epi64(first, low));
+    _mm_store_si128((__m128i *)(unit + step), _mm_unpackhi_epi64(first, _mm_unpackhi_epi64(low, low)));
+    _mm_store_si128((__m128i *)(unit + 2 * step), _mm_unpacklo_epi64(second, high));
+    _mm_store_si128((__m128i *)(unit + 3 * step), _mm_unpackhi_epi64(second, _mm_unpackhi_epi64(high, high)));
 }
 
-// n groups one after the other.
-ATTAR_INLINE void prepare_sums(uint32_t type, attar_start kind, int32_t bits, const int32_t *sum, const float *d,
-                               int32_t n, int32_t *start, float *s) {
+// n groups of a token, `step` units apart.
+ATTAR_INLINE void prepare_units(uint32_t type, attar_start kind, int32_t bits, const int32_t *sum, const float *d,
+                                int32_t n, attar_unit *unit, int32_t step) {
     int32_t i = 0;
     for (; i + UNITS_AT_ONCE <= n; i += UNITS_AT_ONCE) {
-        prepare_four(type, kind, bits, sum + 2 * i, d + i, start + 2 * i, s + i);
+        prepare_four(type, kind, bits, sum + 2 * i, d + i, unit + i * step, step);
     }
     if (i == n) return;
     const size_t left = (size_t)(n - i);
-    int32_t last_sum[2 * UNITS_AT_ONCE] = {0}, last_start[2 * UNITS_AT_ONCE];
-    float last_d[UNITS_AT_ONCE] = {0}, last_s[UNITS_AT_ONCE] = {0};
+    int32_t last_sum[2 * UNITS_AT_ONCE] = {0};
+    float last_d[UNITS_AT_ONCE] = {0};
+    attar_unit last[UNITS_AT_ONCE];
     memcpy(last_sum, sum + 2 * i, 2 * left * sizeof *sum);
     memcpy(last_d, d + i, left * sizeof *d);
-    prepare_four(type, kind, bits, last_sum, last_d, last_start, last_s);
-    memcpy(start + 2 * i, last_start, 2 * left * sizeof *start);
-    memcpy(s + i, last_s, left * sizeof *s);
+    prepare_four(type, kind, bits, last_sum, last_d, last, 1);
+    for (size_t k = 0; k < left; k++) unit[(i + (int32_t)k) * step] = last[k];
 }
 
-static void prepare_sums_of(uint32_t type, attar_start kind, int32_t bits, const int32_t *sum, const float *d,
-                            int32_t n, int32_t *start, float *s) {
+static void prepare_units_of(uint32_t type, attar_start kind, int32_t bits, const int32_t *sum, const float *d,
+                             int32_t n, attar_unit *unit, int32_t step) {
     switch (type) {  // each call is compiled for its type
-        case ATTAR_Q4_0: prepare_sums(ATTAR_Q4_0, kind, bits, sum, d, n, start, s); break;
-        case ATTAR_Q5_0: prepare_sums(ATTAR_Q5_0, kind, bits, sum, d, n, start, s); break;
-        case ATTAR_Q8_0: prepare_sums(ATTAR_Q8_0, kind, bits, sum, d, n, start, s); break;
-        case ATTAR_Q5_K: prepare_sums(ATTAR_Q5_K, kind, bits, sum, d, n, start, s); break;
-        case ATTAR_Q6_K: prepare_sums(ATTAR_Q6_K, kind, bits, sum, d, n, start, s); break;
-        default: prepare_sums(ATTAR_Q4_K, kind, bits, sum, d, n, start, s); break;  // and Q4_1: no bias, an offset
+        case ATTAR_Q4_0: prepare_units(ATTAR_Q4_0, kind, bits, sum, d, n, unit, step); break;
+        case ATTAR_Q5_0: prepare_units(ATTAR_Q5_0, kind, bits, sum, d, n, unit, step); break;
+        case ATTAR_Q8_0: prepare_units(ATTAR_Q8_0, kind, bits, sum, d, n, unit, step); break;
+        case ATTAR_Q5_K: prepare_units(ATTAR_Q5_K, kind, bits, sum, d, n, unit, step); break;
+        case ATTAR_Q6_K: prepare_units(ATTAR_Q6_K, kind, bits, sum, d, n, unit, step); break;
+        default: prepare_units(ATTAR_Q4_K, kind, bits, sum, d, n, unit, step); break;  // and Q4_1: no bias
     }
-}
-
-// --- words ----------------------------------------------------------------------------------------------------
-
-// 16 int8 -> int16, each four in the order 0, 2, 1, 3.
-ATTAR_INLINE void widen(const int8_t *q, int16_t *words) {
-    const __m256i v = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)q));
-    const __m256i order = _mm256_setr_epi8(0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 12, 13, 10, 11, 14, 15, 0, 1, 4, 5, 2, 3, 6, 7,
-                                           8, 9, 12, 13, 10, 11, 14, 15);
-    _mm256_store_si256((__m256i *)words, _mm256_shuffle_epi8(v, order));
 }
 
 // --- spans ----------------------------------------------------------------------------------------------------
 
+// n int8 (a multiple of 32) -> int16, each four in the order 0, 2, 1, 3.
+static void widen(const int8_t *q, int32_t n, int16_t *words) {
+    for (int32_t i = 0; i < n; i += 16) {
+        const __m256i v = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)(q + i)));
+        const __m256i ordered = _mm256_shufflehi_epi16(_mm256_shufflelo_epi16(v, 0xD8), 0xD8);
+        _mm256_store_si256((__m256i *)(words + i), ordered);
+    }
+}
+
 // Groups g0 .. g0+n-1 of tokens t0 .. t0+tokens-1.
 static attar_span prepare_span(const attar_weight *w, attar_act x, attar_product product, int32_t g0, int32_t n,
                                int32_t t0, int32_t tokens, span_memory *memory) {
-    const int64_t groups = w->cols / ATTAR_GROUP, value_bytes = x.bits / 8, at = t0 * groups + g0;
-    const int8_t *q = (const int8_t *)x.q + at * ATTAR_GROUP * value_bytes;
-    attar_span span = {(const uint8_t *)q,    x.d + at, memory->start, memory->s,
-                       w->cols * value_bytes, groups,   tokens,        n};
-    const int32_t runs = n == groups ? 1 : tokens, run = n == groups ? n * tokens : n;  // what lies together
-    for (int32_t t = 0; t < runs; t++) {
-        prepare_sums_of(w->type, product.start, x.bits, x.sum + 2 * (at + t * groups), span.d + t * groups, run,
-                        memory->start + 2 * t * n, memory->s + t * n);
+    const int64_t groups = w->cols / ATTAR_GROUP, first = t0 * groups + g0, value_bytes = x.bits / 8;
+    for (int32_t t = 0, block; t < tokens; t += block) {
+        block = attar_block(product.blocks, tokens - t);
+        for (int32_t i = 0; i < block; i++) {
+            const int64_t at = first + (t + i) * groups;
+            prepare_units_of(w->type, product.start, x.bits, x.sum + 2 * at, x.d + at, n, memory->unit + t * n + i,
+                             block);
+        }
     }
-    if (!product.widen) return span;
+    const uint8_t *q = (const uint8_t *)x.q + first * ATTAR_GROUP * value_bytes;
+    if (!product.widen) return (attar_span){q, memory->unit, w->cols * value_bytes, tokens, n};
+    const int32_t values = n * ATTAR_GROUP;
     for (int32_t t = 0; t < tokens; t++) {
-        int16_t *words = memory->words + t * n * ATTAR_GROUP;
-        for (int32_t c = 0; c < n * ATTAR_GROUP; c += 16) widen(q + (int64_t)t * w->cols + c, words + c);
+        widen((const int8_t *)q + (int64_t)t * w->cols, values, memory->words + t * values);
     }
-    span.q = (const uint8_t *)memory->words;
-    span.q_stride = (int64_t)n * ATTAR_GROUP * (int64_t)sizeof(int16_t);
-    return span;
+    return (attar_span){(const uint8_t *)memory->words, memory->unit, values * (int64_t)sizeof(int16_t), tokens, n};
 }
 
 // Groups in a span: all, if a few tokens' worth fits; else equal parts, multiples of 8 as K-quants need.

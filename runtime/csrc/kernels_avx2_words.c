@@ -3,6 +3,8 @@
 // 32 products |u a| <= 255 * 32767 stay below 2^28, the start of at most 128 * 32 * 32767 below 2^27.
 #include "vec_tile_avx2.h"
 
+enum { UNIT_BYTES = 64 };
+
 // Adds the even or the odd half of a quad to the sums of one token.
 ATTAR_INLINE void add_pair(__m256i sum[2], __m256i w0, __m256i w1, const uint8_t *x) {
     const __m256i a = broadcast_4(x);
@@ -12,9 +14,9 @@ ATTAR_INLINE void add_pair(__m256i sum[2], __m256i w0, __m256i w1, const uint8_t
     __asm__ volatile("" : "+x"(sum[0]), "+x"(sum[1]));
 }
 
-// What the sums of one part of group g of token t start with.
-ATTAR_INLINE __m256i start_of(uint32_t type, int32_t part, const attar_span *x, int32_t t, int32_t g) {
-    return _mm256_set1_epi32(attar_bias_of(type) == 0 ? 0 : x->start[2 * (t * x->n_groups + g) + part]);
+// What the sums of one part of a group start with.
+ATTAR_INLINE __m256i start_of(uint32_t type, int32_t part, const attar_unit *x) {
+    return _mm256_set1_epi32(attar_bias_of(type) == 0 ? 0 : x->start[part]);
 }
 
 ATTAR_INLINE __m256i even_bytes(__m256i v) { return _mm256_and_si256(v, _mm256_set1_epi16(0xFF)); }
@@ -23,12 +25,13 @@ ATTAR_INLINE __m256i odd_bytes(__m256i v) { return _mm256_srli_epi16(v, 8); }
 ATTAR_INLINE void add_words(uint32_t type, int32_t part, const uint8_t *group, const attar_span *x, int32_t g,
                             int32_t tokens, __m256i isum[MOST_TOKENS][2]) {
     const int32_t n = 8 / attar_scales_of(type);
-    for (int32_t t = 0; t < tokens; t++) isum[t][0] = isum[t][1] = start_of(type, part, x, t, g);
+    const attar_unit *unit = x->unit + g * tokens;
+    for (int32_t t = 0; t < tokens; t++) isum[t][0] = isum[t][1] = start_of(type, part, unit + t);
 #pragma GCC unroll 8
     for (int32_t p = part * n; p < (part + 1) * n; p++) {
         forget_loads();
         const __m256i w0 = load_quad(type, group, p, 0), w1 = load_quad(type, group, p, 1);
-        const uint8_t *q = x->q + 2 * (g * ATTAR_GROUP + 4 * p);
+        const uint8_t *q = x->q + g * UNIT_BYTES + 8 * p;
         const __m256i even0 = even_bytes(w0), even1 = even_bytes(w1);
         for (int32_t t = 0; t < tokens; t++) add_pair(isum[t], even0, even1, q + t * x->q_stride);
         const __m256i odd0 = odd_bytes(w0), odd1 = odd_bytes(w1);
@@ -39,10 +42,11 @@ ATTAR_INLINE void add_words(uint32_t type, int32_t part, const uint8_t *group, c
 ATTAR_INLINE void add_stream_words(uint32_t type, int32_t part, const uint8_t *group, uint64_t stride,
                                    const attar_span *x, int32_t g, __m256i isum[ATTAR_STREAMS][2]) {
     const int32_t n = 8 / attar_scales_of(type);
-    for (int i = 0; i < ATTAR_STREAMS; i++) isum[i][0] = isum[i][1] = start_of(type, part, x, 0, g);
+    const attar_unit *unit = x->unit + g;
+    for (int i = 0; i < ATTAR_STREAMS; i++) isum[i][0] = isum[i][1] = start_of(type, part, unit);
 #pragma GCC unroll 8
     for (int32_t p = part * n; p < (part + 1) * n; p++) {
-        const uint8_t *q = x->q + 2 * (g * ATTAR_GROUP + 4 * p);
+        const uint8_t *q = x->q + g * UNIT_BYTES + 8 * p;
         const __m256i even = broadcast_4(q), odd = broadcast_4(q + 4);
         for (int i = 0; i < 2 * ATTAR_STREAMS; i++) {
             const __m256i w = load_quad(type, group + (uint64_t)(i / 2) * stride, p, i % 2);
@@ -73,12 +77,18 @@ WORDS_PRODUCTS(q6_k, ATTAR_Q6_K)
 attar_product attar_avx2_words(uint32_t type, int32_t bits) {
     const bool widen = bits == 8;
     switch (type) {
-        case ATTAR_Q4_0: return (attar_product){q4_0_tile, q4_0_stream, ATTAR_START_LANES, widen};
-        case ATTAR_Q4_1: return (attar_product){q4_1_tile, q4_1_stream, ATTAR_START_LANES, widen};
-        case ATTAR_Q5_0: return (attar_product){q5_0_tile, q5_0_stream, ATTAR_START_LANES, widen};
-        case ATTAR_Q8_0: return (attar_product){q8_0_tile, q8_0_stream, ATTAR_START_LANES, widen};
-        case ATTAR_Q4_K: return (attar_product){q4_k_tile, q4_k_stream, ATTAR_START_LANES, widen};
-        case ATTAR_Q5_K: return (attar_product){q5_k_tile, q5_k_stream, ATTAR_START_LANES, widen};
-        default: return (attar_product){q6_k_tile, q6_k_stream, ATTAR_START_LANES, widen};
+        case ATTAR_Q4_0:
+            return (attar_product){q4_0_tile, q4_0_stream, {MOST_TOKENS, FEW_TOKENS}, ATTAR_START_LANES, widen};
+        case ATTAR_Q4_1:
+            return (attar_product){q4_1_tile, q4_1_stream, {MOST_TOKENS, FEW_TOKENS}, ATTAR_START_LANES, widen};
+        case ATTAR_Q5_0:
+            return (attar_product){q5_0_tile, q5_0_stream, {MOST_TOKENS, FEW_TOKENS}, ATTAR_START_LANES, widen};
+        case ATTAR_Q8_0:
+            return (attar_product){q8_0_tile, q8_0_stream, {MOST_TOKENS, FEW_TOKENS}, ATTAR_START_LANES, widen};
+        case ATTAR_Q4_K:
+            return (attar_product){q4_k_tile, q4_k_stream, {MOST_TOKENS, FEW_TOKENS}, ATTAR_START_LANES, widen};
+        case ATTAR_Q5_K:
+            return (attar_product){q5_k_tile, q5_k_stream, {MOST_TOKENS, FEW_TOKENS}, ATTAR_START_LANES, widen};
+        default: return (attar_product){q6_k_tile, q6_k_stream, {MOST_TOKENS, FEW_TOKENS}, ATTAR_START_LANES, widen};
     }
 }

@@ -65,35 +65,43 @@ ATTAR_INLINE void load_scales(uint32_t type, const uint8_t *scales, int32_t g, g
 
 // --- sums -----------------------------------------------------------------------------------------------------
 
-ATTAR_INLINE __m512i broadcast_4(const uint8_t *p) {
+// A row of activations for each of a block's tokens: token t's is `stride` t % 3 after row[t / 3], an address that
+// needs no instruction of its own. gcc 12 by itself adds up strides, as many instructions as there are multiplications.
+typedef struct {
+    const uint8_t *row[MOST_TOKENS / 3];
+    int64_t stride;
+} token_rows;
+
+ATTAR_INLINE token_rows rows_of(const attar_span *x, int64_t offset, int32_t tokens) {
+    token_rows rows = {.stride = x->q_stride};
+    for (int32_t i = 0; i < (tokens + 2) / 3; i++) rows.row[i] = x->q + offset + 3 * i * x->q_stride;
+    __asm__("" : "+r"(rows.stride));
+    return rows;
+}
+
+ATTAR_INLINE __m512i broadcast_4(const token_rows *rows, int32_t t, int32_t at) {
     int32_t v;
-    memcpy(&v, p, sizeof v);
+    memcpy(&v, rows->row[t / 3] + t % 3 * rows->stride + at, sizeof v);
     return _mm512_set1_epi32(v);
 }
 
-// Adds quad p of group g to the integer sums.
-ATTAR_INLINE void add_quad(int32_t bits, __m512i w, const attar_span *x, int32_t g, int32_t p, int32_t tokens,
-                           __m512i *isum) {
-    const uint8_t *q = x->q + (g * ATTAR_GROUP + 4 * p) * bits / 8;
+// Adds quad p of a group to the integer sums of a block of tokens.
+ATTAR_INLINE void add_quad(int32_t bits, __m512i w, const token_rows *rows, int32_t p, int32_t tokens, __m512i *isum) {
     if (bits == 8) {
-        for (int32_t t = 0; t < tokens; t++) {
-            isum[t] = _mm512_dpbusd_epi32(isum[t], w, broadcast_4(q + t * x->q_stride));
-        }
-    } else {
-        const __m512i even = _mm512_and_si512(w, _mm512_set1_epi16(0xFF)), odd = _mm512_srli_epi16(w, 8);
-        for (int32_t t = 0; t < tokens; t++) {
-            isum[t] = _mm512_dpwssd_epi32(isum[t], even, broadcast_4(q + t * x->q_stride));
-        }
-        for (int32_t t = 0; t < tokens; t++) {
-            isum[t] = _mm512_dpwssd_epi32(isum[t], odd, broadcast_4(q + t * x->q_stride + 4));
-        }
+        for (int32_t t = 0; t < tokens; t++) isum[t] = _mm512_dpbusd_epi32(isum[t], w, broadcast_4(rows, t, 4 * p));
+        return;
     }
+    const __m512i even = _mm512_and_si512(w, _mm512_set1_epi16(0xFF)), odd = _mm512_srli_epi16(w, 8);
+    for (int32_t t = 0; t < tokens; t++) isum[t] = _mm512_dpwssd_epi32(isum[t], even, broadcast_4(rows, t, 8 * p));
+    for (int32_t t = 0; t < tokens; t++) isum[t] = _mm512_dpwssd_epi32(isum[t], odd, broadcast_4(rows, t, 8 * p + 4));
 }
 
-// Adds one group to the float sums [tokens] of a few tokens.
+// Adds group g to the float sums [tokens] of a block of tokens.
 ATTAR_INLINE void add_group(uint32_t type, int32_t bits, attar_tile_span w, const attar_span *x, int32_t g,
                             int32_t tokens, __m512 *sum) {
     const uint8_t *group = w.quants + (int64_t)g * attar_group_bytes(type);
+    const token_rows rows = rows_of(x, (int64_t)g * ATTAR_GROUP * bits / 8, tokens);
+    const attar_unit *unit = x->unit + g * tokens;
     const int32_t n = 8 / attar_scales_of(type);
     group_scales scales;
     load_scales(type, w.scales, g, &scales);
@@ -101,19 +109,19 @@ ATTAR_INLINE void add_group(uint32_t type, int32_t bits, attar_tile_span w, cons
     for (int32_t part = 0; part < attar_scales_of(type); part++) {
         __m512i isum[MOST_TOKENS];
         for (int32_t t = 0; t < tokens; t++) {
-            isum[t] = _mm512_set1_epi32(attar_bias_of(type) == 0 ? 0 : x->start[2 * (t * x->n_groups + g) + part]);
+            isum[t] = _mm512_set1_epi32(attar_bias_of(type) == 0 ? 0 : unit[t].start[part]);
         }
 #pragma GCC unroll 8
         for (int32_t p = part * n; p < (part + 1) * n; p++) {
-            add_quad(bits, load_quad(type, group, p), x, g, p, tokens, isum);
+            add_quad(bits, load_quad(type, group, p), &rows, p, tokens, isum);
         }
         for (int32_t t = 0; t < tokens; t++) {
-            const __m512 factor = _mm512_mul_ps(scales.scale[part], _mm512_set1_ps(x->d[t * x->d_stride + g]));
+            const __m512 factor = _mm512_mul_ps(scales.scale[part], _mm512_set1_ps(unit[t].d));
             sum[t] = _mm512_fmadd_ps(factor, _mm512_cvtepi32_ps(isum[t]), sum[t]);
         }
     }
     for (int32_t t = 0; attar_has_offset(type) && t < tokens; t++) {
-        sum[t] = _mm512_fmadd_ps(scales.offset, _mm512_set1_ps(x->s[t * x->n_groups + g]), sum[t]);
+        sum[t] = _mm512_fmadd_ps(scales.offset, _mm512_set1_ps(unit[t].s), sum[t]);
     }
 }
 
@@ -135,12 +143,13 @@ ATTAR_INLINE void multiply_tile(uint32_t type, int32_t bits, attar_tile_span w, 
     for (int32_t t = 0; t < x->tokens; t += step) {
         const attar_span from = attar_span_from(x, t);
         const attar_tile_output there = {out.y + t * out.ldy, out.ldy, out.n_rows, out.first};
-        if (x->tokens - t >= MOST_TOKENS) {
-            multiply_tokens(type, bits, w, &from, step = MOST_TOKENS, there);
-        } else if (x->tokens - t >= FEW_TOKENS) {
-            multiply_tokens(type, bits, w, &from, step = FEW_TOKENS, there);
+        step = attar_block((attar_blocks){MOST_TOKENS, FEW_TOKENS}, x->tokens - t);
+        if (step == MOST_TOKENS) {
+            multiply_tokens(type, bits, w, &from, MOST_TOKENS, there);
+        } else if (step == FEW_TOKENS) {
+            multiply_tokens(type, bits, w, &from, FEW_TOKENS, there);
         } else {
-            multiply_tokens(type, bits, w, &from, step = 1, there);
+            multiply_tokens(type, bits, w, &from, 1, there);
         }
     }
 }
@@ -184,7 +193,7 @@ PRODUCTS(q4_k_16, ATTAR_Q4_K, 16)
 PRODUCTS(q5_k_16, ATTAR_Q5_K, 16)
 PRODUCTS(q6_k_16, ATTAR_Q6_K, 16)
 
-#define PRODUCT(name) ((attar_product){name##_tile, name##_stream, ATTAR_START_LANES, false})
+#define PRODUCT(name) ((attar_product){name##_tile, name##_stream, {MOST_TOKENS, FEW_TOKENS}, ATTAR_START_LANES, false})
 
 static attar_product product_of(uint32_t type, int32_t bits) {
     switch (type) {

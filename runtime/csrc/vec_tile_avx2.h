@@ -12,7 +12,8 @@
 
 enum {
     MOST_TOKENS = 6,  // times two vectors: 12 of the 16 registers hold integer sums
-    HALF = 32,        // bytes of 8 rows of a quad
+    FEW_TOKENS = 2,
+    HALF = 32,  // bytes of 8 rows of a quad
 };
 
 // --- weights --------------------------------------------------------------------------------------------------
@@ -86,19 +87,19 @@ ATTAR_INLINE __m256i broadcast_4(const uint8_t *p) {
 }
 
 // Adds the integer sums of one scale of a group to the float sums of one token and 16 rows, which lie in memory: the
-// registers are full. d, s: of the token's group.
-ATTAR_INLINE void add_group(uint32_t type, int32_t part, const group_scales *w, const float *d, const float *s,
+// registers are full.
+ATTAR_INLINE void add_group(uint32_t type, int32_t part, const group_scales *w, const attar_unit *x,
                             const __m256i isum[2], float *sum) {
     __asm__("" : "+r"(sum));  // keeps gcc 12 from holding the sums of all groups in registers, and spilling others
     for (int h = 0; h < 2; h++) {
-        const __m256 factor = _mm256_mul_ps(w->scale[part][h], _mm256_broadcast_ss(d));
+        const __m256 factor = _mm256_mul_ps(w->scale[part][h], _mm256_broadcast_ss(&x->d));
         __m256 v = _mm256_fmadd_ps(factor, _mm256_cvtepi32_ps(isum[h]), _mm256_load_ps(sum + 8 * h));
-        if (attar_has_offset(type)) v = _mm256_fmadd_ps(w->offset[h], _mm256_broadcast_ss(s), v);
+        if (attar_has_offset(type)) v = _mm256_fmadd_ps(w->offset[h], _mm256_broadcast_ss(&x->s), v);
         _mm256_store_ps(sum + 8 * h, v);
     }
 }
 
-// Integer sums of one part of a group: the instruction set's own. x: q, d, start and s of the first of the tokens.
+// Integer sums of one part of a group with a block of `tokens` tokens.
 typedef void (*add_quads)(uint32_t type, int32_t part, const uint8_t *group, const attar_span *x, int32_t g,
                           int32_t tokens, __m256i isum[MOST_TOKENS][2]);
 
@@ -119,8 +120,7 @@ ATTAR_INLINE void multiply_tokens(uint32_t type, add_quads quads, attar_tile_spa
             quads(type, part, w.quants + (int64_t)g * attar_group_bytes(type), x, g, tokens, isum);
             if (part == 0) load_scales(type, w.scales, g, &scales);
             for (int32_t t = 0; t < tokens; t++) {
-                const float *d = x->d + t * x->d_stride + g, *s = x->s + t * x->n_groups + g;
-                add_group(type, part, &scales, d, s, isum[t], sum[t]);
+                add_group(type, part, &scales, x->unit + g * tokens + t, isum[t], sum[t]);
             }
         }
     }
@@ -138,12 +138,13 @@ ATTAR_INLINE void multiply_tile(uint32_t type, add_quads quads, attar_tile_span 
     for (int32_t t = 0; t < x->tokens; t += step) {
         const attar_span from = attar_span_from(x, t);
         const attar_tile_output there = {out.y + t * out.ldy, out.ldy, out.n_rows, out.first};
-        if (x->tokens - t >= MOST_TOKENS) {
-            multiply_tokens(type, quads, w, &from, step = MOST_TOKENS, there);
-        } else if (x->tokens - t >= 2) {
-            multiply_tokens(type, quads, w, &from, step = 2, there);
+        step = attar_block((attar_blocks){MOST_TOKENS, FEW_TOKENS}, x->tokens - t);
+        if (step == MOST_TOKENS) {
+            multiply_tokens(type, quads, w, &from, MOST_TOKENS, there);
+        } else if (step == FEW_TOKENS) {
+            multiply_tokens(type, quads, w, &from, FEW_TOKENS, there);
         } else {
-            multiply_tokens(type, quads, w, &from, step = 1, there);
+            multiply_tokens(type, quads, w, &from, 1, there);
         }
     }
 }
@@ -170,7 +171,7 @@ ATTAR_INLINE void multiply_stream(uint32_t type, add_stream_quads quads, attar_t
             for (int i = 0; i < ATTAR_STREAMS; i++) {
                 group_scales scales;
                 load_scales(type, w.scales + (uint64_t)i * stride, g, &scales);
-                add_group(type, part, &scales, x->d + g, x->s + g, isum[i], sum[i]);
+                add_group(type, part, &scales, x->unit + g, isum[i], sum[i]);
             }
         }
     }

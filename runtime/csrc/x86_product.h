@@ -20,24 +20,34 @@ typedef enum {
     ATTAR_START_PAIRS,  // a pair of int16, for sums of two lanes of 16 bits
 } attar_start;
 
-// Activations of `tokens` tokens, G groups of each.
+// A group of a token, beside its values.
 typedef struct {
-    const uint8_t *q;      // [tokens] quads of int8 or int16, q_stride bytes apart
-    const float *d;        // [tokens, d_stride], the first G of each
-    const int32_t *start;  // [tokens, G, 2]: of each half where the type has two scales; else the first, of all 32
-    const float *s;        // [tokens, G]: d times the sum of the group, where the type has an offset
-    int64_t q_stride, d_stride;
+    int32_t start[2];  // of each half where the type has two scales; else the first, of all 32 values
+    float s, d;        // d times the sum of the values, where the type has an offset; the scale d
+} attar_unit;
+
+// Activations of `tokens` tokens, G groups of each, in blocks of N tokens (attar_block). The units of the same group of
+// all tokens of a block lie together, so that their addresses differ by constants.
+typedef struct {
+    const uint8_t *q;        // [tokens] rows of int8 or int16, q_stride bytes apart
+    const attar_unit *unit;  // each block [G, N]
+    int64_t q_stride;
     int32_t tokens, n_groups;
 } attar_span;
 
-// Token t and those after it.
+// How many tokens are multiplied at once: `most` as long as there are as many, then `few`, then 1.
+typedef struct {
+    int32_t most, few;
+} attar_blocks;
+
+ATTAR_INLINE int32_t attar_block(attar_blocks blocks, int32_t left) {
+    return left >= blocks.most ? blocks.most : left >= blocks.few ? blocks.few : 1;
+}
+
+// Token t, where a block starts, and those after it.
 ATTAR_INLINE attar_span attar_span_from(const attar_span *x, int32_t t) {
-    attar_span from = *x;
-    from.q += t * x->q_stride;
-    from.d += t * x->d_stride;
-    from.start += 2 * (int64_t)t * x->n_groups;
-    from.s += (int64_t)t * x->n_groups;
-    return from;
+    return (attar_span){x->q + t * x->q_stride, x->unit + (int64_t)t * x->n_groups, x->q_stride, x->tokens - t,
+                        x->n_groups};
 }
 
 // Groups g0 .. g0 + G - 1 of a tile.
@@ -65,6 +75,7 @@ typedef void (*attar_stream_product)(attar_tile_span w, uint64_t stride, const a
 typedef struct {
     attar_tile_product multiply;
     attar_stream_product stream;
+    attar_blocks blocks;
     attar_start start;
     bool widen;  // int8 activations become int16 first, each four in the order 0, 2, 1, 3
 } attar_product;
