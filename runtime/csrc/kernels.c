@@ -31,6 +31,20 @@ static cpu_features read_cpu_features(void) {
         features.avx2 && (ebx & avx512) == avx512 && (ecx & bit_AVX512VNNI) && (xcr0 & XCR0_ZMM) == XCR0_ZMM;
     return features;
 }
+#elif defined(ATTAR_NEON_KERNELS) && defined(__linux__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
+
+static bool has_dot_product(void) { return (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0; }
+#elif defined(ATTAR_NEON_KERNELS)
+// Elsewhere only the compiler knows; every 64-bit Apple CPU but the first few has dot products.
+static bool has_dot_product(void) {
+#if defined(__ARM_FEATURE_DOTPROD) || defined(__APPLE__)
+    return true;
+#else
+    return false;
+#endif
+}
 #endif
 
 int32_t attar_kernels_available(const attar_kernels *out[4]) {
@@ -39,6 +53,9 @@ int32_t attar_kernels_available(const attar_kernels *out[4]) {
     const cpu_features features = read_cpu_features();
     if (features.avx512) out[n++] = &attar_kernels_avx512;
     if (features.avx2) out[n++] = &attar_kernels_avx2;
+#endif
+#if defined(ATTAR_NEON_KERNELS)
+    if (has_dot_product()) out[n++] = &attar_kernels_neon;
 #endif
     out[n++] = &attar_kernels_scalar;
     return n;

@@ -2,10 +2,11 @@
 //
 // kernels_scalar.c is the specification: plain loops, double-checked by tests. quantize gives its bits in every table;
 // the rest match it within the tolerances stated in tests/native (integer sums are exact everywhere, float steps may be
-// fused). Files are compiled with their own flags; each table is const. On x86:
-//   vec_*.h         element-wise kernels, float products and attention, written once over `vec`; vec_avx2.h or
-//                   vec_avx512.h says what a vector is
-//   x86_product.h   what the integer products of kernels_avx2_product*.c and kernels_avx512_product*.c share
+// fused). Files are compiled with their own flags; each table is const.
+//   vec_*.h     element-wise kernels, float products and attention, written once over `vec`; vec_avx2.h, vec_avx512.h
+//   or
+//               vec_neon.h says what a vector is
+//   product.h   the loops of the integer products; kernels_*_product.c and the files named there multiply tiles
 // All pointers are 64-byte aligned unless said otherwise; float weights come straight from the mapped file and need not
 // be.
 #ifndef ATTAR_KERNELS_H
@@ -13,6 +14,9 @@
 
 #include "attend.h"
 #include "quants.h"
+
+// Functions that take a type as a constant, and whatever must not become a call.
+#define ATTAR_INLINE static inline __attribute__((always_inline))
 
 // A weight matrix w [rows, cols] as the kernels read it.
 //   integer types: tiles of 16 rows (packed.h), 64-byte aligned; row_bytes is what a row took in the file
@@ -69,8 +73,9 @@ typedef struct {
 extern const attar_kernels attar_kernels_scalar;
 extern const attar_kernels attar_kernels_avx2;    // built on x86-64 only
 extern const attar_kernels attar_kernels_avx512;  // built on x86-64 only; needs F, BW, VL, DQ and VNNI
+extern const attar_kernels attar_kernels_neon;    // built on 64-bit Arm only; needs DotProd
 
-// The best table this CPU runs. Reads CPUID once; never fails (scalar runs everywhere).
+// The best table this CPU runs. Asks the CPU or the system; never fails (scalar runs everywhere).
 const attar_kernels *attar_kernels_choose(void);
 // Tables this CPU can run, best first, for tests; returns the number written (at most 4).
 int32_t attar_kernels_available(const attar_kernels *out[4]);

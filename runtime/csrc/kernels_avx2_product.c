@@ -1,19 +1,13 @@
-// kernels_avx2_product.c: the order in which integer products visit columns, tokens and tiles, and activations made
-// ready for them; for the AVX2 and the AVX-512 table.
-//
-// A span of columns of some tokens is made ready once and then meets every tile of the row range: tiles stream by, the
-// activations stay in the caches. Sums between spans pass through y, which loses nothing.
+// kernels_avx2_product.c: activations made ready for the integer products of the AVX2 and the AVX-512 table, and the
+// former's entry.
 #include <string.h>
 
 #include "x86_product.h"
 
-// Room for a span.
-typedef struct {
-    _Alignas(64) int16_t words[ATTAR_SPAN_UNITS * ATTAR_GROUP];
-    _Alignas(64) attar_unit unit[ATTAR_SPAN_UNITS];
-} span_memory;
-
 enum { UNITS_AT_ONCE = 4 };
+
+// What integer sums start with: one int32, or a pair of int16.
+typedef enum { START_LANES, START_PAIRS } start_kind;
 
 // --- sums -----------------------------------------------------------------------------------------------------
 
@@ -21,9 +15,9 @@ enum { UNITS_AT_ONCE = 4 };
 ATTAR_INLINE __m256i add_halves(__m256i v) { return _mm256_add_epi32(v, _mm256_shuffle_epi32(v, 0xB1)); }
 
 // What the integer sums of 4 groups start with, from the sums of their halves.
-ATTAR_INLINE __m256i starts_of(uint32_t type, attar_start kind, __m256i sums, __m256i lanes) {
+ATTAR_INLINE __m256i starts_of(uint32_t type, start_kind kind, __m256i sums, __m256i lanes) {
     const bool both = attar_scales_of(type) == 1;
-    if (kind == ATTAR_START_LANES) {
+    if (kind == START_LANES) {
         const __m256i minus_bias = _mm256_set1_epi32(-attar_bias_of(type));
         return _mm256_mullo_epi32(both ? add_halves(lanes) : lanes, minus_bias);
     }
@@ -37,7 +31,7 @@ ATTAR_INLINE __m256i starts_of(uint32_t type, attar_start kind, __m256i sums, __
 }
 
 // Four groups of a token: sum [8], d [4] -> unit[0], unit[step], unit[2 step], unit[3 step].
-ATTAR_INLINE void prepare_four(uint32_t type, attar_start kind, int32_t bits, const int32_t *sum, const float *d,
+ATTAR_INLINE void prepare_four(uint32_t type, start_kind kind, int32_t bits, const int32_t *sum, const float *d,
                                attar_unit *unit, int32_t step) {
     const __m256i sums = _mm256_loadu_si256((const __m256i *)sum);
     const __m256i lanes = bits == 8 ? _mm256_madd_epi16(sums, _mm256_set1_epi16(1)) : sums;
@@ -53,7 +47,7 @@ ATTAR_INLINE void prepare_four(uint32_t type, attar_start kind, int32_t bits, co
 }
 
 // n groups of a token, `step` units apart.
-ATTAR_INLINE void prepare_units(uint32_t type, attar_start kind, int32_t bits, const int32_t *sum, const float *d,
+ATTAR_INLINE void prepare_units(uint32_t type, start_kind kind, int32_t bits, const int32_t *sum, const float *d,
                                 int32_t n, attar_unit *unit, int32_t step) {
     int32_t i = 0;
     for (; i + UNITS_AT_ONCE <= n; i += UNITS_AT_ONCE) {
@@ -70,7 +64,7 @@ ATTAR_INLINE void prepare_units(uint32_t type, attar_start kind, int32_t bits, c
     for (size_t k = 0; k < left; k++) unit[(i + (int32_t)k) * step] = last[k];
 }
 
-static void prepare_units_of(uint32_t type, attar_start kind, int32_t bits, const int32_t *sum, const float *d,
+static void prepare_units_of(uint32_t type, start_kind kind, int32_t bits, const int32_t *sum, const float *d,
                              int32_t n, attar_unit *unit, int32_t step) {
     switch (type) {  // each call is compiled for its type
         case ATTAR_Q4_0: prepare_units(ATTAR_Q4_0, kind, bits, sum, d, n, unit, step); break;
@@ -93,80 +87,48 @@ static void widen(const int8_t *q, int32_t n, int16_t *words) {
     }
 }
 
-// Groups g0 .. g0+n-1 of tokens t0 .. t0+tokens-1.
-static attar_span prepare_span(const attar_weight *w, attar_act x, attar_product product, int32_t g0, int32_t n,
-                               int32_t t0, int32_t tokens, span_memory *memory) {
-    const int64_t groups = w->cols / ATTAR_GROUP, first = t0 * groups + g0, value_bytes = x.bits / 8;
+// Units of `tokens` tokens from token t0 on, each block's side by side.
+static void prepare_blocks(const attar_weight *w, attar_act x, const attar_product *product, start_kind kind,
+                           int32_t g0, int32_t n, int32_t t0, int32_t tokens, attar_unit *unit) {
+    const int64_t groups = w->cols / ATTAR_GROUP;
     for (int32_t t = 0, block; t < tokens; t += block) {
-        block = attar_block(product.blocks, tokens - t);
+        block = attar_block(product->blocks, tokens - t);
         for (int32_t i = 0; i < block; i++) {
-            const int64_t at = first + (t + i) * groups;
-            prepare_units_of(w->type, product.start, x.bits, x.sum + 2 * at, x.d + at, n, memory->unit + t * n + i,
-                             block);
+            const int64_t at = (t0 + t + i) * groups + g0;
+            prepare_units_of(w->type, kind, x.bits, x.sum + 2 * at, x.d + at, n, unit + t * n + i, block);
         }
     }
-    const uint8_t *q = (const uint8_t *)x.q + first * ATTAR_GROUP * value_bytes;
-    if (!product.widen) return (attar_span){q, memory->unit, w->cols * value_bytes, tokens, n};
+}
+
+// The activations as they are, from token t0 and group g0 on.
+static attar_span span_in_place(const attar_weight *w, attar_act x, int32_t g0, int32_t n, int32_t t0, int32_t tokens,
+                                const attar_unit *unit) {
+    const int64_t row_bytes = (int64_t)w->cols * x.bits / 8;
+    return (attar_span){(const uint8_t *)x.q + t0 * row_bytes + (int64_t)g0 * ATTAR_GROUP * x.bits / 8, unit, row_bytes,
+                        tokens, n};
+}
+
+attar_span attar_avx2_prepare(const attar_weight *w, attar_act x, const attar_product *product, int32_t g0, int32_t n,
+                              int32_t t0, int32_t tokens, attar_span_memory *memory) {
+    prepare_blocks(w, x, product, START_LANES, g0, n, t0, tokens, memory->unit);
+    return span_in_place(w, x, g0, n, t0, tokens, memory->unit);
+}
+
+attar_span attar_avx2_prepare_pairs(const attar_weight *w, attar_act x, const attar_product *product, int32_t g0,
+                                    int32_t n, int32_t t0, int32_t tokens, attar_span_memory *memory) {
+    prepare_blocks(w, x, product, START_PAIRS, g0, n, t0, tokens, memory->unit);
+    return span_in_place(w, x, g0, n, t0, tokens, memory->unit);
+}
+
+attar_span attar_avx2_prepare_widened(const attar_weight *w, attar_act x, const attar_product *product, int32_t g0,
+                                      int32_t n, int32_t t0, int32_t tokens, attar_span_memory *memory) {
+    prepare_blocks(w, x, product, START_LANES, g0, n, t0, tokens, memory->unit);
+    const attar_span span = span_in_place(w, x, g0, n, t0, tokens, memory->unit);
     const int32_t values = n * ATTAR_GROUP;
     for (int32_t t = 0; t < tokens; t++) {
-        widen((const int8_t *)q + (int64_t)t * w->cols, values, memory->words + t * values);
+        widen((const int8_t *)span.q + t * span.q_stride, values, memory->q + t * values);
     }
-    return (attar_span){(const uint8_t *)memory->words, memory->unit, values * (int64_t)sizeof(int16_t), tokens, n};
-}
-
-// Groups in a span: all, if a few tokens' worth fits; else equal parts, multiples of 8 as K-quants need.
-static int32_t span_groups(int32_t groups, int32_t n_tokens) {
-    const int32_t most = ATTAR_SPAN_UNITS / (n_tokens < 12 ? n_tokens : 12);
-    const int32_t parts = (groups + most - 1) / most;
-    return parts == 1 ? groups : (groups / parts / 8 + 1) * 8;
-}
-
-// Part of a weight matrix: columns from group g0 on.
-static attar_tile_span tile_span(const attar_weight *w, int32_t row, int32_t g0) {
-    const uint8_t *tile = w->data + (uint64_t)(row / ATTAR_TILE_ROWS) * attar_tile_bytes(w->type, w->cols);
-    const int32_t block = g0 / (attar_is_k(w->type) ? 8 : 1);
-    return (attar_tile_span){
-        tile + (int64_t)g0 * attar_group_bytes(w->type),
-        tile + attar_tile_quant_bytes(w->type, w->cols) + (int64_t)block * attar_scale_bytes(w->type)};
-}
-
-// Whole tiles from row0 on, for one token: four streams of tiles, one after another each. Returns the first row left.
-static int32_t multiply_streams(const attar_weight *w, int32_t row0, int32_t row1, const attar_span *x, int32_t g0,
-                                attar_stream_product multiply, float *y) {
-    const uint64_t tile_bytes = attar_tile_bytes(w->type, w->cols);
-    const int32_t length = (row1 - row0) / ATTAR_TILE_ROWS / ATTAR_STREAMS;  // tiles of a stream
-    for (int32_t i = 0; i < length; i++) {
-        const int32_t row = row0 + i * ATTAR_TILE_ROWS;
-        multiply(tile_span(w, row, g0), (uint64_t)length * tile_bytes, x, y + row, length * ATTAR_TILE_ROWS, g0 == 0);
-    }
-    return row0 + length * ATTAR_STREAMS * ATTAR_TILE_ROWS;
-}
-
-static void multiply_span(const attar_weight *w, int32_t row0, int32_t row1, const attar_span *x, int32_t g0,
-                          attar_product product, float *y, int64_t ldy) {
-    int32_t row = x->tokens == 1 ? multiply_streams(w, row0, row1, x, g0, product.stream, y) : row0;
-    for (; row < row1; row += ATTAR_TILE_ROWS) {
-        const int32_t left = row1 - row;
-        product.multiply(tile_span(w, row, g0), x,
-                         (attar_tile_output){y + row, ldy, left < ATTAR_TILE_ROWS ? left : ATTAR_TILE_ROWS, g0 == 0});
-    }
-}
-
-void attar_x86_matmul(const attar_weight *w, int32_t row0, int32_t row1, attar_act x, int32_t n_tokens, float *y,
-                      int64_t ldy, attar_product product) {
-    const int32_t groups = w->cols / ATTAR_GROUP, n_groups = span_groups(groups, n_tokens);
-    const int32_t most = ATTAR_SPAN_UNITS / n_groups;
-    const int32_t n = most >= n_tokens ? n_tokens : most >= 12 ? most / 12 * 12 : most;
-    span_memory memory;
-    for (int32_t t = 0; t < n_tokens; t += n) {
-        const int32_t tokens = n_tokens - t < n ? n_tokens - t : n;
-        for (int32_t g = 0; g < groups; g += n_groups) {
-            const int32_t left = groups - g;
-            const attar_span span =
-                prepare_span(w, x, product, g, left < n_groups ? left : n_groups, t, tokens, &memory);
-            multiply_span(w, row0, row1, &span, g, product, y + t * ldy, ldy);
-        }
-    }
+    return (attar_span){(const uint8_t *)memory->q, memory->unit, values * (int64_t)sizeof(int16_t), tokens, n};
 }
 
 // --- the table's entry ----------------------------------------------------------------------------------------
@@ -174,6 +136,6 @@ void attar_x86_matmul(const attar_weight *w, int32_t row0, int32_t row1, attar_a
 void attar_avx2_matmul(const attar_weight *w, int32_t row0, int32_t row1, attar_act x, int32_t n_tokens, float *y,
                        int64_t ldy) {
     const bool words = x.bits == 16 || w->type == ATTAR_Q8_0;
-    attar_x86_matmul(w, row0, row1, x, n_tokens, y, ldy,
-                     words ? attar_avx2_words(w->type, x.bits) : attar_avx2_bytes(w->type));
+    const attar_product product = words ? attar_avx2_words(w->type, x.bits) : attar_avx2_bytes(w->type);
+    multiply_spans(w, row0, row1, x, n_tokens, y, ldy, &product);
 }

@@ -74,21 +74,17 @@ WORDS_PRODUCTS(q4_k, ATTAR_Q4_K)
 WORDS_PRODUCTS(q5_k, ATTAR_Q5_K)
 WORDS_PRODUCTS(q6_k, ATTAR_Q6_K)
 
+#define PRODUCT(name) ((attar_product){prepare, name##_tile, name##_stream, {MOST_TOKENS, FEW_TOKENS}})
+
 attar_product attar_avx2_words(uint32_t type, int32_t bits) {
-    const bool widen = bits == 8;
+    const attar_prepare prepare = bits == 8 ? attar_avx2_prepare_widened : attar_avx2_prepare;
     switch (type) {
-        case ATTAR_Q4_0:
-            return (attar_product){q4_0_tile, q4_0_stream, {MOST_TOKENS, FEW_TOKENS}, ATTAR_START_LANES, widen};
-        case ATTAR_Q4_1:
-            return (attar_product){q4_1_tile, q4_1_stream, {MOST_TOKENS, FEW_TOKENS}, ATTAR_START_LANES, widen};
-        case ATTAR_Q5_0:
-            return (attar_product){q5_0_tile, q5_0_stream, {MOST_TOKENS, FEW_TOKENS}, ATTAR_START_LANES, widen};
-        case ATTAR_Q8_0:
-            return (attar_product){q8_0_tile, q8_0_stream, {MOST_TOKENS, FEW_TOKENS}, ATTAR_START_LANES, widen};
-        case ATTAR_Q4_K:
-            return (attar_product){q4_k_tile, q4_k_stream, {MOST_TOKENS, FEW_TOKENS}, ATTAR_START_LANES, widen};
-        case ATTAR_Q5_K:
-            return (attar_product){q5_k_tile, q5_k_stream, {MOST_TOKENS, FEW_TOKENS}, ATTAR_START_LANES, widen};
-        default: return (attar_product){q6_k_tile, q6_k_stream, {MOST_TOKENS, FEW_TOKENS}, ATTAR_START_LANES, widen};
+        case ATTAR_Q4_0: return PRODUCT(q4_0);
+        case ATTAR_Q4_1: return PRODUCT(q4_1);
+        case ATTAR_Q5_0: return PRODUCT(q5_0);
+        case ATTAR_Q8_0: return PRODUCT(q8_0);
+        case ATTAR_Q4_K: return PRODUCT(q4_k);
+        case ATTAR_Q5_K: return PRODUCT(q5_k);
+        default: return PRODUCT(q6_k);
     }
 }

@@ -193,7 +193,7 @@ PRODUCTS(q4_k_16, ATTAR_Q4_K, 16)
 PRODUCTS(q5_k_16, ATTAR_Q5_K, 16)
 PRODUCTS(q6_k_16, ATTAR_Q6_K, 16)
 
-#define PRODUCT(name) ((attar_product){name##_tile, name##_stream, {MOST_TOKENS, FEW_TOKENS}, ATTAR_START_LANES, false})
+#define PRODUCT(name) ((attar_product){attar_avx2_prepare, name##_tile, name##_stream, {MOST_TOKENS, FEW_TOKENS}})
 
 static attar_product product_of(uint32_t type, int32_t bits) {
     switch (type) {
@@ -209,5 +209,6 @@ static attar_product product_of(uint32_t type, int32_t bits) {
 
 void attar_avx512_matmul(const attar_weight *w, int32_t row0, int32_t row1, attar_act x, int32_t n_tokens, float *y,
                          int64_t ldy) {
-    attar_x86_matmul(w, row0, row1, x, n_tokens, y, ldy, product_of(w->type, x.bits));
+    const attar_product product = product_of(w->type, x.bits);
+    multiply_spans(w, row0, row1, x, n_tokens, y, ldy, &product);
 }

@@ -8,6 +8,4 @@
 #include "emulate_avx512.h"
 #endif
 
-#define ATTAR_INLINE static inline __attribute__((always_inline))
-
 #endif
