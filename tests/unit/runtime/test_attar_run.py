@@ -39,7 +39,10 @@ def test_help_lists_every_option() -> None:
     done = run("--help")
     assert done.returncode == 0
     assert done.stderr == ""
-    options = "prompt tokens temp top-k top-p min-p seed ctx batch threads memory special quiet version help"
+    options = (
+        "prompt tokens temp top-k top-p min-p seed ctx batch threads memory activation-bits kv overflow keep special quiet "
+        "version help bench prefill depth repeat"
+    )
     assert set(re.findall(r"--([a-z-]+)", done.stdout)) == set(options.split())
 
 
