@@ -40,8 +40,8 @@ def test_help_lists_every_option() -> None:
     assert done.returncode == 0
     assert done.stderr == ""
     options = (
-        "prompt tokens temp top-k top-p min-p seed ctx batch threads memory activation-bits kv overflow keep special quiet "
-        "version help bench prefill depth repeat"
+        "prompt tokens temp top-k top-p min-p seed ctx batch threads memory activation-bits kv overflow keep special "
+        "quiet version help bench prefill depth repeat"
     )
     assert set(re.findall(r"--([a-z-]+)", done.stdout)) == set(options.split())
 
