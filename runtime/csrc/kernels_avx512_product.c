@@ -105,13 +105,13 @@ ATTAR_INLINE void add_group(uint32_t type, int32_t bits, attar_tile_span w, cons
     const int32_t n = 8 / attar_scales_of(type);
     group_scales scales;
     load_scales(type, w.scales, g, &scales);
-#pragma GCC unroll 2
+    ATTAR_UNROLL(2)
     for (int32_t part = 0; part < attar_scales_of(type); part++) {
         __m512i isum[MOST_TOKENS];
         for (int32_t t = 0; t < tokens; t++) {
             isum[t] = _mm512_set1_epi32(attar_bias_of(type) == 0 ? 0 : unit[t].start[part]);
         }
-#pragma GCC unroll 8
+        ATTAR_UNROLL(8)
         for (int32_t p = part * n; p < (part + 1) * n; p++) {
             add_quad(bits, load_quad(type, group, p), &rows, p, tokens, isum);
         }

@@ -8,4 +8,12 @@
 #include "emulate_avx512.h"
 #endif
 
+// Loops whose counters choose instructions. Emulated instructions are long: unrolled, they take gcc minutes.
+#if defined(ATTAR_EMULATE_AVX512)
+#define ATTAR_UNROLL(n)
+#else
+#define ATTAR_PRAGMA(text) _Pragma(#text)
+#define ATTAR_UNROLL(n) ATTAR_PRAGMA(GCC unroll n)
+#endif
+
 #endif
