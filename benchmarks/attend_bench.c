@@ -153,6 +153,8 @@ static void report(const shape *s, attar_pool *pool, attar_kv_type type) {
     fill(b.scratch.k, T * s->n_kv_heads * H);
     fill(b.scratch.v, T * s->n_kv_heads * H);
     for (int64_t i = 0; i < 2 * T * H / 2; i++) b.scratch.cosines[i] = 1.0F;
+    const int64_t key_scales = type == ATTAR_KV_INT8 ? 2 * H * s->n_layers * s->n_kv_heads : 0;
+    for (int64_t i = 0; i < key_scales; i++) b.scratch.key_scales[i] = 1.0F;
     for (int32_t p = 0; p < MOST_KEYS; p += MOST_TOKENS) {  // the cache holds numbers, not zeros
         run_step(&b, p, MOST_TOKENS);
         attar_pool_run(pool, attend_all, &b);

@@ -35,12 +35,23 @@ static void turn(const attention *a, float *x, const float *bias, const float *n
     kernels->rope(x, scratch->cosines + at, scratch->sines + at, a->H, a->step->model->family->interleaved_rope);
 }
 
+// Factors [H] of the keys of KV head kv, or of its queries, in an int8 cache (key_scales.h).
+static const float *scales_of(const attention *a, bool queries, int32_t kv) {
+    const int64_t head = ((int64_t)queries * a->step->model->n_layers + a->index) * a->K + kv;
+    return a->step->scratch->key_scales + head * a->H;
+}
+
+static void multiply(float *x, const float *factors, int32_t n) {
+    for (int32_t j = 0; j < n; j++) x[j] *= factors[j];
+}
+
 // Writes the cache rows of one KV head of token t.
 static void store_key_value(const attention *a, int32_t kv, int32_t t) {
     const attar_step *s = a->step;
     const int64_t at = ((int64_t)t * a->K + kv) * a->H;
     float *k = s->scratch->k + at, *v = s->scratch->v + at;  // [H]
     turn(a, k, a->layer->k_bias ? a->layer->k_bias + kv * a->H : NULL, a->layer->k_norm, t);
+    if (s->cache->type == ATTAR_KV_INT8) multiply(k, scales_of(a, false, kv), a->H);
     if (a->layer->v_bias) s->kernels->add(v, a->layer->v_bias + kv * a->H, a->H);
     attar_cache_store(s->cache, s->model, s->kernels, a->index, kv, s->position + t, k, v, a->room.halves);
 }
@@ -75,7 +86,10 @@ static void prepare_queries(const attention *a, int32_t kv, int32_t t0, int32_t 
         float *x = a->room.row;  // [H]
         memcpy(x, s->scratch->q + ((int64_t)t * a->N + head) * a->H, (size_t)a->H * sizeof *x);
         turn(a, x, a->layer->q_bias ? a->layer->q_bias + head * a->H : NULL, a->layer->q_norm, t);
-        s->kernels->scale(x, s->model->query_scale, a->H);
+        if (s->cache->type == ATTAR_KV_INT8)
+            multiply(x, scales_of(a, true, kv), a->H);
+        else
+            s->kernels->scale(x, s->model->query_scale, a->H);
         place_query(a, x, r, n * a->G);
     }
 }

@@ -65,6 +65,7 @@ uint64_t attar_scratch_place(const attar_model *model, const attar_session_plan 
         .up = take_floats(&a, B * F),
         .act = take_act(&a, P, W, plan->activation_bits),
         .gate_act = take_act(&a, B, F, plan->activation_bits),
+        .key_scales = take_floats(&a, plan->kv_type == ATTAR_KV_INT8 ? 2 * model->n_layers * KH : 0),
         .rooms = take(&a, plan->n_threads, sizeof *s->rooms),
         .slide_room = take_floats(&a, 6 * (int64_t)attar_value_width(model->head_dim)),
         .chunk_states = take(&a, chunks * model->n_heads, sizeof *s->chunk_states),

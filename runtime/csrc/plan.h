@@ -44,6 +44,7 @@ typedef struct {
     attar_act act;   // [P, W] h or mixed, whichever the next product takes, as integers
     attar_act gate_act;  // [B, F] gate, as integers
 
+    float *key_scales;         // [2, L, K, H] of an int8 cache, as attar_key_scales gives them
     attar_attend_room *rooms;  // [threads]
     float *slide_room;         // [6, value width], see attar_cache_slide
     // A single token's keys fall into chunks, so that all threads share few heads.

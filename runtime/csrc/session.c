@@ -3,6 +3,7 @@
 
 #include "error.h"
 #include "forward.h"
+#include "key_scales.h"
 #include "rope.h"
 #include "threads.h"
 
@@ -48,6 +49,7 @@ attar_status attar_session_create(attar_model *model, const attar_session_params
     attar_cache_init(&s->cache, model, s->plan.n_ctx, s->plan.n_batch, s->plan.kv_type, s->cache_memory,
                      s->scratch.cache_layers);
     attar_rope_frequencies(model, s->scratch.inverse_frequencies);
+    if (s->plan.kv_type == ATTAR_KV_INT8) attar_key_scales(model, s->scratch.x, s->scratch.key_scales);
     *out = s;
     return ATTAR_OK;
 }

@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "kernels_test.h"
+#include "key_scales.h"
 #include "kv_cache.h"
 
 #define EXPECT_NEAR(c, got, wanted, tolerance)                                                                   \
@@ -232,5 +233,34 @@ void test_round_i16(check *c, const attar_kernels *kernels) {
         for (int32_t i = 0; i < n; i++) EXPECT(c, y[i] == 0, "nothing became %d", y[i]);
         free(x);
         free(y);
+    }
+}
+
+// --- key scales -----------------------------------------------------------------------------------------------
+
+// One layer, two KV heads of 4 dimensions: keys [8, 2] of known sizes, with a bias on dimension 2 of head 1.
+void test_key_scales(check *c) {
+    enum { D = 2, H = 4 };
+    static const float weights[HEADS * H * D] = {1, 0, 0, 2, 3, 0, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0};
+    static const float bias[HEADS * H] = {0, 0, 0, 0, 0, 0, 10, 0}, norm[D] = {1, 3}, k_norm[H] = {1, -7, 5, 0};
+    attar_family family = {0};
+    attar_layer layer = {.k = {(const uint8_t *)weights, sizeof(float) * D, ATTAR_F32, HEADS * H, D}, .attn_norm = norm,
+                         .k_bias = bias};
+    const attar_model model = {.family = &family, .layers = &layer, .n_layers = 1, .n_heads = HEADS, .n_kv_heads = HEADS,
+                               .head_dim = H, .n_embd = D, .query_scale = 0.5f};
+    // Squares of head 0: 1, 36, 9, 144; pairs (0, 2), (1, 3), or neighbours.
+    static const double sizes[3][HEADS * H] = {{5, 90, 5, 90, 50, 0, 50, 0}, {18.5, 18.5, 76.5, 76.5, 0, 0, 50, 50},
+                                               {13, 24.5, 13, 24.5, 13, 24.5, 13, 24.5}};
+    float row[D], scales[2 * HEADS * H];
+    for (int kind = 0; kind < 3; kind++) {
+        SUBJECT(c, "key scales, kind %d", kind);
+        family.interleaved_rope = kind == 1;
+        layer.k_norm = kind == 2 ? k_norm : NULL;
+        attar_key_scales(&model, row, scales);
+        for (int j = 0; j < HEADS * H; j++) {
+            const double size = 1.0 / scales[j];
+            EXPECT_NEAR(c, size * size, sizes[kind][j], 0.1 * (1 + 0.01 * sizes[kind][j]));
+            EXPECT_NEAR(c, scales[HEADS * H + j] * scales[j], 0.5, 1e-6);
+        }
     }
 }

@@ -18,6 +18,7 @@ int main(void) {
     const int32_t n = tables_under_test(tables);
     check c = {0};
     test_packed(&c);
+    test_key_scales(&c);
     printf("packed: %d failures\n", c.failures);
     for (int32_t i = 0; i < n; i++) {
         test_quantize(&c, tables[i]);

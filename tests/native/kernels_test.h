@@ -15,6 +15,7 @@ void test_attend(check *c, const attar_kernels *kernels);
 void test_vectors(check *c, const attar_kernels *kernels);
 void test_half_floats(check *c, const attar_kernels *kernels);
 void test_round_i16(check *c, const attar_kernels *kernels);
+void test_key_scales(check *c);
 void test_slide(check *c, const attar_kernels *kernels);
 
 #endif
