@@ -12,7 +12,9 @@
 #include "attention.h"
 #include "rope.h"
 
-enum { ROW_UNIT = ATTAR_GROUP };  // rows are handed out in multiples of this: two tiles of a weight, a group of integers
+// Rows are handed out in multiples of these, which are whole tiles of a weight and whole groups of integers. With many
+// tokens each range of rows prepares the activations anew, which wants longer ones.
+enum { ROW_UNIT = ATTAR_GROUP, PROMPT_ROW_UNIT = 3 * ATTAR_GROUP };
 
 // One thread's view of a step.
 typedef struct {
@@ -36,7 +38,7 @@ static void join_tokens(const worker *w) {
 }
 
 static bool take_rows(const worker *w, int32_t rows, int32_t *row0, int32_t *row1) {
-    return attar_pool_take_range(w->s->pool, rows, ROW_UNIT, row0, row1);
+    return attar_pool_take_range(w->s->pool, rows, w->s->n_tokens > 1 ? PROMPT_ROW_UNIT : ROW_UNIT, row0, row1);
 }
 
 static bool is_integer(const attar_weight *w) { return attar_type_get(w->type).integer; }
@@ -114,9 +116,12 @@ static void norm(const worker *w, const float *weight, bool quantize) {
     const attar_step *s = w->s;
     const int32_t D = s->model->n_embd;
     for (int32_t row = w->begin + w->shift; row < w->end + w->shift; row++) {
+        const float *x = s->scratch->x + (int64_t)row * D;
         float *h = s->scratch->h + (int64_t)row * D;  // [D]
-        s->kernels->rms_norm(s->scratch->x + (int64_t)row * D, weight, h, D, s->model->rms_eps);
-        if (quantize) s->kernels->quantize(h, act_at(s->scratch->act, row, D, 0), 1, D);
+        if (quantize)
+            s->kernels->rms_norm_quantize(x, weight, h, act_at(s->scratch->act, row, D, 0), D, s->model->rms_eps);
+        else
+            s->kernels->rms_norm(x, weight, h, D, s->model->rms_eps);
     }
 }
 
@@ -141,7 +146,16 @@ static void project_branch(const worker *w, const attar_weight *m, activations i
     while (take_rows(w, m->rows, &row0, &row1)) project(w->s, m, row0, row1, in, w->s->scratch->branch);
 }
 
-// gate [T, F] = activation(gate_proj h) * (up_proj h), and gate_act the same as integers if down_proj wants them.
+// activation(gate) * up, n values: into act if `quantize`, else into gate.
+static void activate(const attar_step *s, bool quantize, float *gate, const float *up, attar_act act, int32_t n) {
+    const bool gelu = s->model->family->gelu;
+    if (quantize)
+        (gelu ? s->kernels->gelu_mul_quantize : s->kernels->silu_mul_quantize)(gate, up, act, n);
+    else
+        (gelu ? s->kernels->gelu_mul : s->kernels->silu_mul)(gate, up, gate, n);
+}
+
+// gate [T, F] = activation(gate_proj h) * (up_proj h), or gate_act the same as integers if down_proj wants them.
 static void gated_mlp(const worker *w, const attar_layer *layer) {
     const attar_step *s = w->s;
     const attar_scratch *a = s->scratch;
@@ -153,8 +167,7 @@ static void gated_mlp(const worker *w, const attar_layer *layer) {
         for (int32_t t = 0; t < s->n_tokens; t++) {
             float *gate = a->gate + (int64_t)t * F + row0;      // [row1 - row0]
             const float *up = a->up + (int64_t)t * F + row0;
-            (s->model->family->gelu ? s->kernels->gelu_mul : s->kernels->silu_mul)(gate, up, gate, row1 - row0);
-            if (is_integer(&layer->down)) s->kernels->quantize(gate, act_at(a->gate_act, t, F, row0), 1, row1 - row0);
+            activate(s, is_integer(&layer->down), gate, up, act_at(a->gate_act, t, F, row0), row1 - row0);
         }
     }
 }
