@@ -51,9 +51,8 @@ typedef struct {
 static inline int32_t attar_value_width(int32_t head_dim) { return (head_dim + 15) / 16 * 16; }
 static inline int32_t attar_quads(int32_t head_dim) { return (head_dim + 3) / 4; }
 
-// The largest integer queries are rounded to: int16, or less where Q quads times 127 would overflow 32 bits.
-static inline float attar_query_limit(int32_t head_dim) {
-    return head_dim <= 512 ? 32767.0F : (float)(INT32_MAX / 127 / head_dim);
-}
+// The largest integer queries and weights are rounded to. Times 127, summed over a chunk's keys or up to 1040 dimensions,
+// it stays within 32 bits; and it is 128 times a signed byte plus another one, for CPUs that only multiply bytes.
+#define ATTAR_QUAD_LIMIT 16255.0F
 
 #endif

@@ -85,7 +85,7 @@ static float round_weights(float *weights, const float *v_scale, int32_t begin, 
     static const int32_t place[4] = {0, 2, 1, 3};
     int16_t plain[ATTAR_ATTEND_KEYS] = {0};
     for (int32_t i = begin; i < end; i++) weights[i] *= v_scale[i];
-    const float scale = attar_scalar_round_i16(weights + begin, plain + begin, end - begin, 32767.0F);
+    const float scale = attar_scalar_round_i16(weights + begin, plain + begin, end - begin, ATTAR_QUAD_LIMIT);
     for (int32_t i = 0; i < ATTAR_ATTEND_KEYS; i++) rounded[i / 4 * 4 + place[i % 4]] = plain[i];
     return scale;
 }

@@ -72,7 +72,7 @@ static void place_query(const attention *a, const float *x, int32_t r, int32_t n
     }
     int16_t *rounded = (int16_t *)a->room.halves;  // [Q * 4]
     for (int32_t j = a->H; j < quads * 4; j++) rounded[j] = 0;
-    a->room.scales[r] = a->step->kernels->round_i16(x, rounded, a->H, attar_query_limit(a->H));
+    a->room.scales[r] = a->step->kernels->round_i16(x, rounded, a->H, ATTAR_QUAD_LIMIT);
     int16_t *q = (int16_t *)a->room.queries + ((int64_t)first * quads + (r - first)) * 4;  // [Q, rows, 4]
     for (int32_t i = 0; i < quads; i++, q += rows * 4, rounded += 4)
         memcpy(q, (int16_t[]){rounded[0], rounded[2], rounded[1], rounded[3]}, 4 * sizeof *q);

@@ -1,9 +1,9 @@
 // kernels_neon.c: the table for 64-bit Arm CPUs with dot products (Armv8.2 DotProd: phones since about 2018).
-// Attention and what it stores are still the scalar table's.
-#include "attend_scalar.h"
 #include "neon_product.h"
 #include "vec_neon.h"
+#include "vec_quads_neon.h"
 
+#include "vec_attend.h"
 #include "vec_matmul_f32.h"
 #include "vec_ops.h"
 
@@ -15,9 +15,9 @@ const attar_kernels attar_kernels_neon = {
     .rms_norm = vec_rms_norm,
     .rms_norm_quantize = vec_rms_norm_quantize,
     .rope = vec_rope,
-    .attend = {attar_scalar_attend_f16, attar_scalar_attend_int8},
-    .f32_to_f16 = attar_scalar_f32_to_f16,
-    .round_i16 = attar_scalar_round_i16,
+    .attend = {vec_attend_f16, vec_attend_int8},
+    .f32_to_f16 = vec_f32_to_f16,
+    .round_i16 = vec_round_i16,
     .silu_mul = vec_silu_mul,
     .gelu_mul = vec_gelu_mul,
     .silu_mul_quantize = vec_silu_mul_quantize,

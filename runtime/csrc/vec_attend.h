@@ -124,7 +124,9 @@ static void softmax_rows(const attar_queries *q, span all, attar_softmax *state,
 // --- f16 ----------------------------------------------------------------------------------------------------------
 
 // Vectors that `rows` rows take at once: enough sums to hide the latency of their additions.
-ATTAR_INLINE int32_t vectors_f16(int32_t rows) { return (rows == 1 ? 8 : rows <= 3 ? 4 : 2) * (LANES == 4 ? 2 : 1); }
+ATTAR_INLINE int32_t vectors_f16(int32_t rows) {
+    return rows == 1 ? 8 : (rows <= 3 ? 4 : 2) * (LANES == 4 ? 2 : 1);  // NEON has twice the registers
+}
 
 // sum[r, c] += sum over i < n of w(i, r) times vector c of x + i * x_step; the vectors go by 16 lanes, x_set apart. The
 // outer loop is over what is fewer than registers are left beside the sums: the compiler keeps the inner one's operands.
@@ -212,8 +214,11 @@ static void vec_attend_f16(const attar_queries *q, attar_kv kv, attar_softmax *s
 
 // --- int8 ---------------------------------------------------------------------------------------------------------
 
-// Fewer than for f16: integer additions take one cycle, and each vector is held as even and odd bytes.
-ATTAR_INLINE int32_t vectors_int8(int32_t rows) { return (rows <= 2 ? 4 : rows <= 4 ? 2 : 1) * (LANES / 8); }
+// Fewer than for f16: integer additions take one cycle, and each vector, or its sum, is held in two parts.
+ATTAR_INLINE int32_t vectors_int8(int32_t rows) {
+    if (LANES == 4) return rows <= 3 ? 4 : 2;
+    return (rows <= 2 ? 4 : rows <= 4 ? 2 : 1) * (LANES / 8);
+}
 
 // sum[r, c] += sum over i < n of quad w(i, r) times vector c of quads of x + i * x_step.
 ATTAR_INLINE void add_products_int8(const int8_t *x, int64_t x_step, int64_t x_set, int32_t n, const int16_t *w,
@@ -273,11 +278,11 @@ static float round_weights(float *weights, const float *v_scale, span own, span 
     fill(weights, all.from, own.begin, 0.0f);  // scales of rows that were never written may be anything
     fill(weights, own.end, all.to, 0.0f);
     const float max = largest_magnitude(weights + all.from, all.to - all.from);
-    const vec inverse = vec_set1(max > ATTAR_ROUND_LEAST ? 32767.0f / max : 0.0f);
+    const vec inverse = vec_set1(max > ATTAR_ROUND_LEAST ? ATTAR_QUAD_LIMIT / max : 0.0f);
     for (int32_t i = all.from; i < all.to; i += LANES) {
         vec_store_quads(rounded + i, vec_mul(vec_load(weights + i, LANES), inverse));
     }
-    return max / 32767.0f;
+    return max / ATTAR_QUAD_LIMIT;
 }
 
 ATTAR_INLINE void attend_rows_int8(const attar_queries *q, attar_kv kv, int32_t rows, attar_softmax *state,

@@ -11,8 +11,8 @@
            (double)(wanted), (double)(tolerance))
 
 // Of the largest value, by attar_kv_type: scores are float sums of head_dim products; int8 also rounds queries and
-// weights to 16 bits.
-static const double ATTEND_ROUNDING[ATTAR_KV_TYPES] = {64 * 0x1p-23, 20 * 0x1p-16};
+// weights to 15 bits.
+static const double ATTEND_ROUNDING[ATTAR_KV_TYPES] = {64 * 0x1p-23, 20 * 0x1p-15};
 
 enum { HEADS = 2, MOST_KEYS = 300 };  // KV heads; keys of three chunks
 
@@ -29,13 +29,13 @@ typedef struct {
 
 // x [n] as the cache's type rounds it.
 static void round_like_cache(attar_kv_type type, const float *x, double *out, int32_t n) {
-    double max = 0;
-    for (int32_t i = 0; i < n; i++) max = fmax(max, fabs((double)x[i]));
+    float max = 0;
+    for (int32_t i = 0; i < n; i++) max = fmaxf(max, fabsf(x[i]));
     for (int32_t i = 0; i < n; i++) {
         if (type == ATTAR_KV_F16)
             out[i] = attar_f16_to_f32(attar_f32_to_f16(x[i]));
         else
-            out[i] = (double)lrintf(x[i] * (127.0f / (float)max)) * max / 127;
+            out[i] = (double)lrintf(x[i] * (127.0f / max)) * (double)max / 127;
     }
 }
 
@@ -115,7 +115,7 @@ static attar_queries pack_queries(const fixture *f, const attar_kernels *kernels
     int16_t *integers = (int16_t *)floats, *rounded = new_items((size_t)H, sizeof *rounded);
     memset(floats, 0, (size_t)(b->rows * quads * 4) * sizeof *floats);
     for (int32_t r = 0; r < b->rows; r++) {
-        scales[r] = kernels->round_i16(b->q + r * H, rounded, H, attar_query_limit(H));
+        scales[r] = kernels->round_i16(b->q + r * H, rounded, H, ATTAR_QUAD_LIMIT);
         for (int32_t j = 0; j < H; j++) {
             const int32_t place = j % 4 == 1 || j % 4 == 2 ? j ^ 3 : j;  // 0, 2, 1, 3
             if (f->cache.type == ATTAR_KV_F16)
