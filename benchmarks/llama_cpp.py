@@ -169,7 +169,7 @@ def describe(python: Path, machine: Machine, chosen: argparse.Namespace) -> dict
         "cores": os.cpu_count(),
         "machine": asdict(machine),
         "threads": chosen.threads,
-        "rounds": chosen.rounds,
+        "num_rounds": chosen.rounds,
         "attar_options": chosen.attar_options,
     }
 

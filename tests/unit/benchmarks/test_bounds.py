@@ -1,0 +1,79 @@
+"""The arithmetic of bounds and comparisons; nothing is timed."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+@pytest.fixture(autouse=True)
+def _repository_on_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The benchmarks are not installed; they run from the repository."""
+    monkeypatch.syspath_prepend(str(ROOT))
+    if not (ROOT / "benchmarks").is_dir():
+        pytest.skip("the benchmarks are not part of this copy")
+    sys.modules.pop("benchmarks", None)
+
+
+def test_decoding_reads_weights_and_as_many_keys_as_layers_see() -> None:
+    from benchmarks.bounds import Needs
+
+    needs = Needs(1000, 10, 5, windows=(None, 4), kv_values=6, attention_macs=8)
+    assert needs.decode_bytes(0) == 1000
+    assert needs.decode_bytes(2) == 1000 + (2 + 2) * 6 * 2
+    assert needs.decode_bytes(100, cache_bytes_per_value=1) == 1000 + (100 + 3) * 6
+    # A query sees itself as well, which is computed but not read.
+    assert needs.decode_macs(100) == 15 + (101 + 4) * 8
+
+
+def test_a_prompt_s_pairs_are_those_of_the_mask() -> None:
+    from benchmarks.bounds import Needs
+
+    needs = Needs(0, 10, 5, windows=(None, 3), kv_values=6, attention_macs=2)
+    pairs = sum(1 for window in (7, 3) for t in range(7) for key in range(t + 1) if t - key < window)
+    assert needs.prefill_macs(7) == 7 * 10 + 5 + pairs * 2
+
+
+def test_bandwidth_comes_from_a_buffer_no_larger_than_the_working_set() -> None:
+    from benchmarks.roofline import Machine
+
+    machine = Machine(1, "avx2", 100.0, {10: 9.0, 100: 5.0, 1000: 2.0})
+    assert [machine.bandwidth(size) for size in (1, 10, 99, 100, 5000)] == [9.0, 9.0, 9.0, 5.0, 2.0]
+
+
+def test_the_better_of_two_takes_each_figure_s_better_one() -> None:
+    from benchmarks.runtime_process import Measurement, better
+
+    first, second = Measurement(1.0, 5.0, {0: 7.0, 9: 1.0}, 30, 3), Measurement(2.0, 6.0, {0: 6.0, 9: 2.0}, 20, 4)
+    assert better(first, second) == Measurement(1.0, 6.0, {0: 7.0, 9: 2.0}, 20, 3)
+
+
+def test_ratios_above_one_are_better_for_attar() -> None:
+    from benchmarks.bounds import Needs
+    from benchmarks.llama_cpp import compare
+    from benchmarks.roofline import Machine
+    from benchmarks.runtime_process import Measurement
+
+    attar = Measurement(1.0, 30.0, {0: 20.0, 2048: 8.0}, 50_000_000, 1, planned={"cache_bytes": 20_000_000})
+    peer = Measurement(2.0, 10.0, {0: 10.0, 2048: 5.0}, 100_000_000, 1)
+    needs = Needs(100, 10, 5, windows=(None,), kv_values=6, attention_macs=2)
+    rows = compare("smollm2_q4_0", [(attar, peer)], 30_000_000, needs, Machine(1, "avx2", 1e4, {10: 4000.0}))
+    ratios = {row.name.removesuffix("_smollm2_q4_0"): (pytest.approx(row.ratio), row.passed) for row in rows}
+    assert ratios["decode_empty"] == (2.0, True)
+    assert ratios["decode_2048"] == (1.6, False)
+    assert ratios["prefill_512"] == (3.0, True)
+    assert ratios["load"] == (2.0, True)
+    assert ratios["rss"] == (2.0, True)
+    assert ratios["rss_plan"] == (1.4, True)
+    assert rows[0].share == pytest.approx(20.0 / 40.0)
+
+
+def test_windows_begin_with_bos_and_leave_no_token_alone() -> None:
+    from benchmarks.perplexity import make_windows
+
+    assert make_windows(list(range(5)), None, 2) == [[0, 1], [2, 3]]
+    assert make_windows(list(range(5)), 9, 3) == [[9, 0, 1], [9, 2, 3], [9, 4]]
