@@ -77,3 +77,19 @@ def test_windows_begin_with_bos_and_leave_no_token_alone() -> None:
 
     assert make_windows(list(range(5)), None, 2) == [[0, 1], [2, 3]]
     assert make_windows(list(range(5)), 9, 3) == [[9, 0, 1], [9, 2, 3], [9, 4]]
+
+
+def test_device_ratios_take_the_best_of_the_peers() -> None:
+    from benchmarks.device_peers import ratios_of
+    from benchmarks.runtime_process import Measurement
+
+    def run(prefill: float, decode: float, peak: int) -> Measurement:
+        return Measurement(1.0, prefill, {128: decode, 512: decode / 2}, peak, 10)
+
+    four = {"attar": run(30, 40, 110), "genai": run(10, 20, 210), "llama.cpp": run(20, 10, 310)}
+    eight = {"attar": run(60, 20, 210), "LiteRT-LM": run(40, 10, 160)}
+    ratios = ratios_of([{4: four, 8: eight}])
+    assert (ratios["decode_128_4_bits"], ratios["prefill_512_4_bits"]) == (2.0, 1.5)
+    assert (ratios["rss_4_bits"], ratios["rss_8_bits"]) == (2.0, 0.75)
+    # Without a width: attar's best figure of both against the best of all others.
+    assert (ratios["decode_512"], ratios["prefill_512"], ratios["rss"]) == (2.0, 1.5, 1.5)
