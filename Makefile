@@ -6,8 +6,11 @@ PIP = -m pip --disable-pip-version-check --quiet
 
 .PHONY: demo test lint mypy pyright bench clean
 
+PACKAGE = src engine export quantize distill runtime
+
 demo: .venv/ready
-	.venv/bin/python -m pip --disable-pip-version-check --quiet install --no-deps .
+	@if find -L $(PACKAGE) -name '*.[pch]*' -newer .venv/ready | grep -q .; then \
+	  .venv/bin/python $(PIP) install --no-deps . && touch .venv/ready; fi
 	.venv/bin/python examples/demo.py --out $(DEMO_OUT)
 
 test: .venv-test/ready

@@ -96,7 +96,7 @@ class Demo:
         self._distill(self.out / "start", ["--method", "sft", *cut], plan.start_steps, learning_rate=3e-4)
         onward = ["--teacher", teacher, "--student", self.out / "start", *data]
         self._distill(self.out / "sft", ["--method", "sft", *onward], plan.steps, learning_rate=4e-4)
-        watched = ["--eval-data", self.out / "data" / "validation.jsonl", "--eval-examples", 8, "--eval-every", 60]
+        watched = ["--eval-data", self.out / "data" / "validation.jsonl", "--eval-examples", 4, "--eval-every", 60]
         gkd = [
             "--method",
             "gkd",
@@ -128,7 +128,7 @@ class Demo:
         rows = {}
         for label, name in models.items():
             speed = self.out / f"{Path(name).name}.bench.json"
-            options = ["--prompt", 256, "--depths", "0,512", "-n", 32, "--repeats", 2, "--json"]
+            options = ["--prompt", 256, "--depths", "0,512", "-n", 32, "--repeats", 1, "--json"]
             scores = self.score(name)
             self.attar("bench", self.out / name, *options, result=speed, stdout=speed)
             rows[label] = {"scores": scores, **json.loads(speed.read_text())["results"][0]}
