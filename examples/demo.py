@@ -16,6 +16,7 @@ import shlex
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,8 +58,12 @@ class Demo:
         self.out, self.plan = out, plan
         self.seconds: dict[str, float] = {}
 
-    def attar(self, *arguments: object, result: Path, stdout: Path | None = None) -> None:
-        """Runs one command unless its result is there; its standard output may go to a file."""
+    def attar(self, *arguments: object, result: Path, stdout: Path | None = None, quiet: bool = False) -> None:
+        """Runs one command unless its result is there; its standard output may go to a file.
+
+        Args:
+          quiet: Shows what it writes to standard error only where it fails.
+        """
         words = ["attar", *map(str, arguments)]
         line = shlex.join(words) + (f" > {stdout}" if stdout else "")
         if result.exists():
@@ -69,8 +74,11 @@ class Demo:
         part = stdout.with_name(stdout.name + ".part") if stdout else None
         with part.open("w") if part else open("/dev/null", "w") as sink:
             command = [sys.executable, "-m", "attar.cli", *words[1:]]
-            done = subprocess.run(command, stdout=sink if part else None, check=False)
+            done = subprocess.run(
+                command, stdout=sink if part else None, stderr=subprocess.PIPE if quiet else None, check=False
+            )
         if done.returncode:
+            sys.stderr.buffer.write(done.stderr or b"")
             sys.exit(done.returncode)
         if part and stdout:
             part.replace(stdout)
@@ -125,22 +133,31 @@ class Demo:
         """Quality and speed of every row, as JSON beside the models."""
         models = {"teacher": "teacher", "student, SFT": "sft", "student, GKD": "gkd"}
         models |= {f"  {label}": name for label, (_, _, name) in EXPORTS.items()}
+        # A small model gains little from a second thread: files are scored two at a time, with one each.
+        files = [name for _, _, name in EXPORTS.values()]
+        with ThreadPoolExecutor(2) as pool:
+            scored = dict(zip(files, pool.map(lambda name: self.score(name, threads=1), files), strict=True))
         rows = {}
         for label, name in models.items():
             speed = self.out / f"{Path(name).name}.bench.json"
             options = ["--prompt", 256, "--depths", "0,512", "-n", 32, "--repeats", 1, "--json"]
-            scores = self.score(name)
+            scores = scored.get(name) or self.score(name)
             self.attar("bench", self.out / name, *options, result=speed, stdout=speed)
             rows[label] = {"scores": scores, **json.loads(speed.read_text())["results"][0]}
         return rows
 
-    def score(self, name: str) -> dict[str, dict[str, float]]:
-        """Held-out scores of a run or an exported file, by name, each with mean and interval."""
+    def score(self, name: str, threads: int | None = None) -> dict[str, dict[str, float]]:
+        """Held-out scores of a run or an exported file, by name, each with mean and interval.
+
+        Args:
+          threads: Of an exported file's runtime; with a number, no progress bar is drawn, since others run beside.
+        """
         quality = self.out / f"{Path(name).name}.eval.json"
         options = ["--data", self.out / "data", "--examples", self.plan.examples, *TOKENS, "--json"]
         options += ["--scored-examples", self.plan.scored_examples, "--batch-size", 40]
         options += [] if name == "teacher" else ["--teacher", self.out / "teacher"]
-        self.attar("eval", self.out / name, *options, result=quality, stdout=quality)
+        options += [] if threads is None else ["--threads", threads]
+        self.attar("eval", self.out / name, *options, result=quality, stdout=quality, quiet=threads is not None)
         scores: dict[str, dict[str, float]] = json.loads(quality.read_text())["scores"]
         return scores
 
