@@ -20,16 +20,27 @@ enum { ROW_UNIT = ATTAR_GROUP, PROMPT_ROW_UNIT = 3 * ATTAR_GROUP };
 typedef struct {
     const attar_step *s;
     int32_t thread, n_threads;
-    int32_t begin, end;  // tokens whose x and h this thread computes; rows of x, h and act that go with them
-    int32_t shift;       // row of token t is t + shift: a single token has a row of its own for every thread
+    int32_t first, n_tokens;  // tokens first .. T - 1 are still followed, n_tokens of them
+    int32_t begin, end;       // tokens whose x and h this thread computes
+    int32_t shift;            // row of token t is t + shift: a single token has a row of its own for every thread
 } worker;
 
 static worker make_worker(const attar_step *s, int32_t thread, int32_t n_threads) {
-    worker w = {.s = s, .thread = thread, .n_threads = n_threads, .begin = 0, .end = 1, .shift = thread};
+    worker w = {.s = s, .thread = thread, .n_threads = n_threads, .n_tokens = s->n_tokens, .end = 1, .shift = thread};
     if (s->n_tokens == 1) return w;
     attar_split(s->n_tokens, 1, thread, n_threads, &w.begin, &w.end);
     w.shift = 0;
     return w;
+}
+
+// Follows only the last n_tokens from here on.
+static void narrow(worker *w, int32_t n_tokens) {
+    if (n_tokens == w->s->n_tokens) return;
+    w->n_tokens = n_tokens;
+    w->first = w->s->n_tokens - n_tokens;
+    attar_split(n_tokens, 1, w->thread, w->n_threads, &w->begin, &w->end);
+    w->begin += w->first;
+    w->end += w->first;
 }
 
 // x and h are complete for every thread that reads them.
@@ -38,7 +49,7 @@ static void join_tokens(const worker *w) {
 }
 
 static bool take_rows(const worker *w, int32_t rows, int32_t *row0, int32_t *row1) {
-    return attar_pool_take_range(w->s->pool, rows, w->s->n_tokens > 1 ? PROMPT_ROW_UNIT : ROW_UNIT, row0, row1);
+    return attar_pool_take_range(w->s->pool, rows, w->n_tokens > 1 ? PROMPT_ROW_UNIT : ROW_UNIT, row0, row1);
 }
 
 static bool is_integer(const attar_weight *w) { return attar_type_get(w->type).integer; }
@@ -49,26 +60,25 @@ static attar_act act_at(attar_act a, int32_t row, int32_t width, int32_t col) {
     return (attar_act){(uint8_t *)a.q + at * a.bits / 8, a.d + at / ATTAR_GROUP, a.sum + at / (ATTAR_GROUP / 2), a.bits};
 }
 
-// Activations [T, cols] as floats, and as integers if a product wants them.
+// Activations [n_tokens, cols] as floats, and as integers if a product wants them.
 typedef struct {
     const float *x;
     attar_act act;
 } activations;
 
-// h of the step's tokens [T, D], or this thread's own [1, D].
-static activations normed(const worker *w) {
-    const attar_scratch *a = w->s->scratch;
-    const int32_t D = w->s->model->n_embd;
-    return (activations){a->h + (int64_t)w->shift * D, act_at(a->act, w->shift, D, 0)};
+// h of the tokens followed [n_tokens, D], or this thread's own [1, D]; act is theirs.
+static activations normed(const worker *w, attar_act act) {
+    const int32_t D = w->s->model->n_embd, row = w->first + w->shift;
+    return (activations){w->s->scratch->h + (int64_t)row * D, act_at(act, row, D, 0)};
 }
 
-// y [T, m->rows], columns row0 to row1 - 1: in m^T.
-static void project(const attar_step *s, const attar_weight *m, int32_t row0, int32_t row1, activations in, float *y) {
+// y [n_tokens, m->rows], columns row0 to row1 - 1: in m^T.
+static void project(const worker *w, const attar_weight *m, int32_t row0, int32_t row1, activations in, float *y) {
     if (row0 >= row1) return;
     if (is_integer(m))
-        s->kernels->matmul(m, row0, row1, in.act, s->n_tokens, y, m->rows);
+        w->s->kernels->matmul(m, row0, row1, in.act, w->n_tokens, y, m->rows);
     else
-        s->kernels->matmul_f32(m, row0, row1, in.x, s->n_tokens, y, m->rows);
+        w->s->kernels->matmul_f32(m, row0, row1, in.x, w->n_tokens, y, m->rows);
 }
 
 // --- the phases of a layer ----------------------------------------------------------------------------------------
@@ -112,14 +122,14 @@ static void add_branch(const worker *w, const float *post_norm) {
 }
 
 // h [D] = rms_norm(x), and act the same as integers if a product wants them, for this thread's tokens.
-static void norm(const worker *w, const float *weight, bool quantize) {
+static void norm(const worker *w, const float *weight, bool quantize, attar_act act) {
     const attar_step *s = w->s;
     const int32_t D = s->model->n_embd;
     for (int32_t row = w->begin + w->shift; row < w->end + w->shift; row++) {
         const float *x = s->scratch->x + (int64_t)row * D;
         float *h = s->scratch->h + (int64_t)row * D;  // [D]
         if (quantize)
-            s->kernels->rms_norm_quantize(x, weight, h, act_at(s->scratch->act, row, D, 0), D, s->model->rms_eps);
+            s->kernels->rms_norm_quantize(x, weight, h, act_at(act, row, D, 0), D, s->model->rms_eps);
         else
             s->kernels->rms_norm(x, weight, h, D, s->model->rms_eps);
     }
@@ -135,15 +145,17 @@ static void project_qkv(const worker *w, const attar_layer *layer) {
         for (int32_t i = 0, start = 0; i < 3; start += weights[i++]->rows) {
             const int32_t rows = weights[i]->rows;
             const int32_t from = row0 > start ? row0 - start : 0, to = row1 - start < rows ? row1 - start : rows;
-            project(w->s, weights[i], from, to, normed(w), outputs[i]);
+            project(w, weights[i], from, to, normed(w, a->act), outputs[i]);
         }
     }
 }
 
-// branch [T, D] = in m^T.
-static void project_branch(const worker *w, const attar_weight *m, activations in) {
+// branch [T, D] of the tokens followed = x m^T; x and act [T, m->cols].
+static void project_branch(const worker *w, const attar_weight *m, const float *x, attar_act act) {
+    const activations in = {x + (int64_t)w->first * m->cols, act_at(act, w->first, m->cols, 0)};
+    float *y = w->s->scratch->branch + (int64_t)w->first * m->rows;
     int32_t row0, row1;
-    while (take_rows(w, m->rows, &row0, &row1)) project(w->s, m, row0, row1, in, w->s->scratch->branch);
+    while (take_rows(w, m->rows, &row0, &row1)) project(w, m, row0, row1, in, y);
 }
 
 // activation(gate) * up, n values: into act if `quantize`, else into gate.
@@ -155,16 +167,17 @@ static void activate(const attar_step *s, bool quantize, float *gate, const floa
         (gelu ? s->kernels->gelu_mul : s->kernels->silu_mul)(gate, up, gate, n);
 }
 
-// gate [T, F] = activation(gate_proj h) * (up_proj h), or gate_act the same as integers if down_proj wants them.
+// gate [T, F] of the tokens followed = activation(gate_proj h) * (up_proj h), or gate_act the same as integers if
+// down_proj wants them.
 static void gated_mlp(const worker *w, const attar_layer *layer) {
     const attar_step *s = w->s;
     const attar_scratch *a = s->scratch;
     const int32_t F = s->model->n_ff;
     int32_t row0, row1;
     while (take_rows(w, F, &row0, &row1)) {
-        project(s, &layer->gate, row0, row1, normed(w), a->gate);
-        project(s, &layer->up, row0, row1, normed(w), a->up);
-        for (int32_t t = 0; t < s->n_tokens; t++) {
+        project(w, &layer->gate, row0, row1, normed(w, a->act), a->gate + (int64_t)w->first * F);
+        project(w, &layer->up, row0, row1, normed(w, a->act), a->up + (int64_t)w->first * F);
+        for (int32_t t = w->first; t < s->n_tokens; t++) {
             float *gate = a->gate + (int64_t)t * F + row0;      // [row1 - row0]
             const float *up = a->up + (int64_t)t * F + row0;
             activate(s, is_integer(&layer->down), gate, up, act_at(a->gate_act, t, F, row0), row1 - row0);
@@ -172,55 +185,55 @@ static void gated_mlp(const worker *w, const attar_layer *layer) {
     }
 }
 
-// logits [n_logits, V] of the last tokens: rms_norm, head, soft cap.
+// logits [n_logits, V] of the tokens followed: rms_norm, head, soft cap. Rounding the head's input to 8 bits would cost
+// a third of all that 8-bit activations cost, for a product that is taken for few tokens: it always has 16.
 static void project_head(const worker *w) {
     const attar_step *s = w->s;
     const attar_model *m = s->model;
-    const int32_t D = m->n_embd, V = m->n_vocab, first = s->n_tokens - s->n_logits + w->shift;
-    norm(w, m->output_norm, is_integer(&m->head));
+    const int32_t V = m->n_vocab;
+    norm(w, m->output_norm, is_integer(&m->head), s->scratch->head_act);
     join_tokens(w);
-    const activations in = {s->scratch->h + (int64_t)first * D, act_at(s->scratch->act, first, D, 0)};
     int32_t row0, row1;
     while (take_rows(w, V, &row0, &row1)) {
-        if (is_integer(&m->head))
-            s->kernels->matmul(&m->head, row0, row1, in.act, s->n_logits, s->logits, V);
-        else
-            s->kernels->matmul_f32(&m->head, row0, row1, in.x, s->n_logits, s->logits, V);
+        project(w, &m->head, row0, row1, normed(w, s->scratch->head_act), s->logits);
         for (int32_t t = 0; t < s->n_logits && m->final_cap > 0.0F; t++)
             s->kernels->soft_cap(s->logits + (int64_t)t * V + row0, m->final_cap, row1 - row0);
     }
 }
 
-static void run_layer(const worker *w, int32_t index) {
+static void run_layer(worker *w, int32_t index) {
     const attar_step *s = w->s;
     const attar_layer *layer = &s->model->layers[index];
     const attar_scratch *a = s->scratch;
 
-    norm(w, layer->attn_norm, is_integer(&layer->q) || is_integer(&layer->k) || is_integer(&layer->v));
+    norm(w, layer->attn_norm, is_integer(&layer->q) || is_integer(&layer->k) || is_integer(&layer->v), a->act);
     join_tokens(w);
     project_qkv(w, layer);
     attar_pool_barrier(s->pool);
     attar_attention(s, index, w->thread, w->n_threads);  // q, k, v -> mixed [T, N*H], and act if o_proj wants it
     attar_pool_barrier(s->pool);
-    project_branch(w, &layer->o, (activations){a->mixed, a->act});
-    attar_pool_barrier(s->pool);
+    // Past the last keys and values only tokens with logits matter.
+    if (index == s->model->n_layers - 1) narrow(w, s->n_logits);
+    if (w->n_tokens == 0) return;
 
+    project_branch(w, &layer->o, a->mixed, a->act);
+    attar_pool_barrier(s->pool);
     add_branch(w, layer->post_attention_norm);
-    norm(w, layer->ffn_norm, is_integer(&layer->gate) || is_integer(&layer->up));
+    norm(w, layer->ffn_norm, is_integer(&layer->gate) || is_integer(&layer->up), a->act);
     join_tokens(w);
     gated_mlp(w, layer);
     attar_pool_barrier(s->pool);
-    project_branch(w, &layer->down, (activations){a->gate, a->gate_act});
+    project_branch(w, &layer->down, a->gate, a->gate_act);
     attar_pool_barrier(s->pool);
     add_branch(w, layer->post_ffw_norm);
 }
 
 static void run_step(void *context, int32_t thread, int32_t n_threads) {
-    const worker w = make_worker(context, thread, n_threads);
+    worker w = make_worker(context, thread, n_threads);
     embed(&w);
     prepare_rope(&w);
     for (int32_t i = 0; i < w.s->model->n_layers; i++) run_layer(&w, i);
-    if (w.s->n_logits > 0) project_head(&w);
+    if (w.n_tokens > 0) project_head(&w);
 }
 
 void attar_forward(attar_step *step) { attar_pool_run(step->pool, run_step, step); }

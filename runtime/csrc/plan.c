@@ -64,6 +64,7 @@ uint64_t attar_scratch_place(const attar_model *model, const attar_session_plan 
         .gate = take_floats(&a, B * F),
         .up = take_floats(&a, B * F),
         .act = take_act(&a, P, W, plan->activation_bits),
+        .head_act = take_act(&a, P, D, 16),
         .gate_act = take_act(&a, B, F, plan->activation_bits),
         .key_scales = take_floats(&a, plan->kv_type == ATTAR_KV_INT8 ? 2 * model->n_layers * KH : 0),
         .rooms = take(&a, plan->n_threads, sizeof *s->rooms),

@@ -42,6 +42,7 @@ typedef struct {
     float *branch;   // [B, D] o_proj's or down_proj's output
     float *gate, *up;  // [B, F]
     attar_act act;   // [P, W] h or mixed, whichever the next product takes, as integers
+    attar_act head_act;  // [P, D] h for the head, as 16-bit integers
     attar_act gate_act;  // [B, F] gate, as integers
 
     float *key_scales;         // [2, L, K, H] of an int8 cache, as attar_key_scales gives them
