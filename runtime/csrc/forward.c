@@ -158,30 +158,34 @@ static void project_branch(const worker *w, const attar_weight *m, const float *
     while (take_rows(w, m->rows, &row0, &row1)) project(w, m, row0, row1, in, y);
 }
 
-// activation(gate) * up, n values: into act if `quantize`, else into gate.
-static void activate(const attar_step *s, bool quantize, float *gate, const float *up, attar_act act, int32_t n) {
-    const bool gelu = s->model->family->gelu;
-    if (quantize)
-        (gelu ? s->kernels->gelu_mul_quantize : s->kernels->silu_mul_quantize)(gate, up, act, n);
-    else
-        (gelu ? s->kernels->gelu_mul : s->kernels->silu_mul)(gate, up, gate, n);
-}
-
-// gate [T, F] of the tokens followed = activation(gate_proj h) * (up_proj h), or gate_act the same as integers if
-// down_proj wants them.
-static void gated_mlp(const worker *w, const attar_layer *layer) {
+// gate [T, F], columns column0 to column1 - 1, of the tokens followed = activation(gate_proj h) * (up_proj h), or
+// gate_act the same as integers if down_proj wants them. Both products stay in this thread's room, near the caches.
+static void gated_columns(const worker *w, const attar_layer *layer, int32_t column0, int32_t column1) {
     const attar_step *s = w->s;
     const attar_scratch *a = s->scratch;
-    const int32_t F = s->model->n_ff;
-    int32_t row0, row1;
-    while (take_rows(w, F, &row0, &row1)) {
-        project(w, &layer->gate, row0, row1, normed(w, a->act), a->gate + (int64_t)w->first * F);
-        project(w, &layer->up, row0, row1, normed(w, a->act), a->up + (int64_t)w->first * F);
-        for (int32_t t = w->first; t < s->n_tokens; t++) {
-            float *gate = a->gate + (int64_t)t * F + row0;      // [row1 - row0]
-            const float *up = a->up + (int64_t)t * F + row0;
-            activate(s, is_integer(&layer->down), gate, up, act_at(a->gate_act, t, F, row0), row1 - row0);
-        }
+    const attar_kernels *k = s->kernels;
+    const int32_t F = s->model->n_ff, n = column1 - column0;
+    const bool gelu = s->model->family->gelu, quantize = is_integer(&layer->down);
+    const attar_weight gate_rows = attar_weight_rows(&layer->gate, column0, column1);
+    const attar_weight up_rows = attar_weight_rows(&layer->up, column0, column1);
+    const attar_mlp_room room = a->mlp_rooms[w->thread];
+    project(w, &gate_rows, 0, n, normed(w, a->act), room.gate);
+    project(w, &up_rows, 0, n, normed(w, a->act), room.up);
+    for (int32_t i = 0; i < w->n_tokens; i++) {
+        const float *gate = room.gate + (int64_t)i * n, *up = room.up + (int64_t)i * n;  // [n]
+        const int32_t t = w->first + i;
+        if (quantize)
+            (gelu ? k->gelu_mul_quantize : k->silu_mul_quantize)(gate, up, act_at(a->gate_act, t, F, column0), n);
+        else
+            (gelu ? k->gelu_mul : k->silu_mul)(gate, up, a->gate + (int64_t)t * F + column0, n);
+    }
+}
+
+static void gated_mlp(const worker *w, const attar_layer *layer) {
+    int32_t begin, end;
+    while (take_rows(w, w->s->model->n_ff, &begin, &end)) {
+        for (int32_t c = begin; c < end; c += ATTAR_MLP_COLUMNS)
+            gated_columns(w, layer, c, end - c < ATTAR_MLP_COLUMNS ? end : c + ATTAR_MLP_COLUMNS);
     }
 }
 

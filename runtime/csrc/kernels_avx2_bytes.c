@@ -52,10 +52,14 @@ ATTAR_INLINE void add_stream_bytes(uint32_t type, int32_t part, const uint8_t *g
     for (int i = 0; i < ATTAR_STREAMS; i++) isum[i][0] = isum[i][1] = start_of(type, part, unit);
 #pragma GCC unroll 8
     for (int32_t p = part * n; p < (part + 1) * n; p++) {
+        forget_loads();
         const __m256i a = broadcast_4(x->q + g * UNIT_BYTES + 4 * p);
         for (int i = 0; i < 2 * ATTAR_STREAMS; i++) {
             const __m256i w = load_quad(type, group + (uint64_t)(i / 2) * stride, p, i % 2);
-            isum[i / 2][i % 2] = _mm256_add_epi16(isum[i / 2][i % 2], _mm256_maddubs_epi16(w, a));
+            __m256i *sum = &isum[i / 2][i % 2];
+            *sum = _mm256_add_epi16(*sum, _mm256_maddubs_epi16(w, a));
+            // Finishes this sum before the next: gcc 12 otherwise multiplies all quads first, and spills the products.
+            __asm__ volatile("" : "+x"(*sum));
         }
     }
     for (int i = 0; i < 2 * ATTAR_STREAMS; i++) isum[i / 2][i % 2] = end_of(type, unit, isum[i / 2][i % 2]);

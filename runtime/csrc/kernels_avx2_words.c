@@ -46,13 +46,16 @@ ATTAR_INLINE void add_stream_words(uint32_t type, int32_t part, const uint8_t *g
     for (int i = 0; i < ATTAR_STREAMS; i++) isum[i][0] = isum[i][1] = start_of(type, part, unit);
 #pragma GCC unroll 8
     for (int32_t p = part * n; p < (part + 1) * n; p++) {
+        forget_loads();
         const uint8_t *q = x->q + g * UNIT_BYTES + 8 * p;
         const __m256i even = broadcast_4(q), odd = broadcast_4(q + 4);
         for (int i = 0; i < 2 * ATTAR_STREAMS; i++) {
             const __m256i w = load_quad(type, group + (uint64_t)(i / 2) * stride, p, i % 2);
             const __m256i products =
                 _mm256_add_epi32(_mm256_madd_epi16(even_bytes(w), even), _mm256_madd_epi16(odd_bytes(w), odd));
-            isum[i / 2][i % 2] = _mm256_add_epi32(isum[i / 2][i % 2], products);
+            __m256i *sum = &isum[i / 2][i % 2];
+            *sum = _mm256_add_epi32(*sum, products);
+            __asm__ volatile("" : "+x"(*sum));  // as in kernels_avx2_bytes.c
         }
     }
 }

@@ -42,12 +42,20 @@ static attar_attend_room take_room(arena *a, const attar_model *model) {
                                .states = take(a, R, sizeof(attar_softmax)), .sums = take_floats(a, R * V)};
 }
 
+// Whether every down_proj takes integers.
+static bool all_integer(const attar_model *model) {
+    for (int32_t i = 0; i < model->n_layers; i++)
+        if (!attar_type_get(model->layers[i].down.type).integer) return false;
+    return true;
+}
+
 uint64_t attar_scratch_place(const attar_model *model, const attar_session_plan *plan, uint8_t *memory,
                              attar_scratch *s) {
     arena a = {memory, 0};
     const int64_t B = plan->n_batch, D = model->n_embd, F = model->n_ff, H = model->head_dim;
     const int64_t NH = model->n_heads * H, KH = model->n_kv_heads * H;
     const int64_t W = D > NH ? D : NH, P = B > plan->n_threads ? B : plan->n_threads;
+    const int64_t columns = F < ATTAR_MLP_COLUMNS ? F : ATTAR_MLP_COLUMNS;
     const int64_t chunks = (plan->n_ctx + ATTAR_ATTEND_KEYS - 1) / ATTAR_ATTEND_KEYS;
     *s = (attar_scratch){
         .cache_layers = take(&a, model->n_layers, sizeof *s->cache_layers),
@@ -61,13 +69,13 @@ uint64_t attar_scratch_place(const attar_model *model, const attar_session_plan 
         .v = take_floats(&a, B * KH),
         .mixed = take_floats(&a, B * NH),
         .branch = take_floats(&a, B * D),
-        .gate = take_floats(&a, B * F),
-        .up = take_floats(&a, B * F),
+        .gate = take_floats(&a, all_integer(model) ? 0 : B * F),
         .act = take_act(&a, P, W, plan->activation_bits),
         .head_act = take_act(&a, P, D, 16),
         .gate_act = take_act(&a, B, F, plan->activation_bits),
         .key_scales = take_floats(&a, plan->kv_type == ATTAR_KV_INT8 ? 2 * model->n_layers * KH : 0),
         .rooms = take(&a, plan->n_threads, sizeof *s->rooms),
+        .mlp_rooms = take(&a, plan->n_threads, sizeof *s->mlp_rooms),
         .slide_room = take_floats(&a, 6 * (int64_t)attar_value_width(model->head_dim)),
         .chunk_states = take(&a, chunks * model->n_heads, sizeof *s->chunk_states),
         .chunk_sums = take_floats(&a, chunks * model->n_heads * attar_value_width(model->head_dim)),
@@ -75,7 +83,10 @@ uint64_t attar_scratch_place(const attar_model *model, const attar_session_plan 
     };
     for (int32_t i = 0; i < plan->n_threads; i++) {
         const attar_attend_room room = take_room(&a, model);
-        if (memory) s->rooms[i] = room;
+        const attar_mlp_room mlp_room = {take_floats(&a, B * columns), take_floats(&a, B * columns)};
+        if (!memory) continue;
+        s->rooms[i] = room;
+        s->mlp_rooms[i] = mlp_room;
     }
     for (int32_t kv = 0; memory && kv < model->n_kv_heads; kv++) atomic_init(&s->chunks_done[kv], 0);
     return a.used;

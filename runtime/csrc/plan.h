@@ -28,6 +28,13 @@ typedef struct {
     float *sums;            // [R, V]
 } attar_attend_room;
 
+// Columns of the MLP that a thread works on at once: with 256 tokens, half a MiB.
+enum { ATTAR_MLP_COLUMNS = 256 };
+
+typedef struct {
+    float *gate, *up;  // [B, columns]
+} attar_mlp_room;
+
 // Working memory of a session; one block. B tokens are in flight; W = max(D, N*H); G = N / K; P = max(B, threads): a
 // single token's residual stream is kept by every thread for itself, in row `thread`.
 typedef struct {
@@ -40,13 +47,14 @@ typedef struct {
     float *q, *k, *v;  // [B, N*H], [B, K*H], [B, K*H]
     float *mixed;    // [B, N*H] attention's output
     float *branch;   // [B, D] o_proj's or down_proj's output
-    float *gate, *up;  // [B, F]
+    float *gate;     // [B, F] down_proj's input; none where every layer takes integers
     attar_act act;   // [P, W] h or mixed, whichever the next product takes, as integers
     attar_act head_act;  // [P, D] h for the head, as 16-bit integers
     attar_act gate_act;  // [B, F] gate, as integers
 
     float *key_scales;         // [2, L, K, H] of an int8 cache, as attar_key_scales gives them
-    attar_attend_room *rooms;  // [threads]
+    attar_attend_room *rooms;   // [threads]
+    attar_mlp_room *mlp_rooms;  // [threads]
     float *slide_room;         // [6, value width], see attar_cache_slide
     // A single token's keys fall into chunks, so that all threads share few heads.
     attar_softmax *chunk_states;  // [K, chunks, G]

@@ -129,6 +129,15 @@ attar_status attar_weights_load(attar_weights *weights, attar_pool *pool, attar_
     return ATTAR_OK;
 }
 
+attar_weight attar_weight_rows(const attar_weight *w, int32_t row0, int32_t row1) {
+    attar_weight rows = *w;
+    const bool tiled = attar_type_get(w->type).integer;
+    rows.data += tiled ? (uint64_t)(row0 / ATTAR_TILE_ROWS) * attar_tile_bytes(w->type, w->cols)
+                       : (uint64_t)row0 * w->row_bytes;
+    rows.rows = row1 - row0;
+    return rows;
+}
+
 void attar_weight_row(const attar_weight *w, int32_t row, float *y) {
     if (attar_type_get(w->type).integer) {
         const uint8_t *tile = w->data + (uint64_t)(row / ATTAR_TILE_ROWS) * attar_tile_bytes(w->type, w->cols);

@@ -41,6 +41,9 @@ void attar_weights_add_vector(attar_weights *weights, const float **vector, int3
 // Packs and copies, on every thread of the pool, and points the model's entries at the result.
 attar_status attar_weights_load(attar_weights *weights, attar_pool *pool, attar_error *error);
 
+// Rows row0 .. row1 - 1 of a loaded matrix as one of its own; row0 is a multiple of ATTAR_TILE_ROWS.
+attar_weight attar_weight_rows(const attar_weight *w, int32_t row0, int32_t row1);
+
 // y [cols] = row `row` of w as floats.
 void attar_weight_row(const attar_weight *w, int32_t row, float *y);
 
