@@ -2,7 +2,7 @@
 
     python -m benchmarks.long_context
 
-Random weights in the shape of Gemma 3 270M (a smaller vocabulary), exported to Q8_0. The cache must have the planned
+Random weights in the shape of Gemma 3 270M with SmolLM2's vocabulary, exported to Q8_0. The cache must have the planned
 size, with local layers as large at any context; logits after positions on both sides of the window, of a batch and of
 the ring must be those of JAX on the same weights; and decoding must stay fast: the speed at the end over the speed at
 1,024 tokens.
@@ -31,6 +31,7 @@ from attar.engine.transformer import Params, cached_hidden_states, init_params, 
 from attar.export.gguf_writer import export_gguf
 from attar.runtime.native import NativeModel, NativeSession
 from attar.runtime.session import NativeOptions
+from benchmarks.runtime_models import smollm2
 
 PIECE = 512  # tokens that JAX reads at once
 NEAR = 1024  # the context at which the first speed is taken
@@ -148,10 +149,12 @@ def main() -> int:
     chosen = parser.parse_args()
     if chosen.tokens % PIECE or chosen.tokens < 2 * NEAR:
         parser.error(f"--tokens must be a multiple of {PIECE} and at least {2 * NEAR}, got {chosen.tokens}")
-    config = PRESETS["gemma3-270m"].replace(vocab_size=8192, max_position_embeddings=32_768)
+    config = PRESETS["gemma3-270m"].replace(
+        vocab_size=49152, max_position_embeddings=32_768, bos_token_id=1, eos_token_ids=(2,)
+    )
     with tempfile.TemporaryDirectory() as folder:
         checkpoint, path = Path(folder) / "model", Path(folder) / "model.gguf"
-        save_model(checkpoint, config, init_params(config, jax.random.key(0)), provenance={"weights": "random"})
+        save_model(checkpoint, config, init_params(config, jax.random.key(0)), smollm2(), {"weights": "random"})
         export_gguf(checkpoint, path, "Q8_0")
         stored = load_model(path)  # what the file's weights decode to
         options = NativeOptions(activation_bits=chosen.activation_bits, cache_type=chosen.cache)
