@@ -21,6 +21,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from attar.cli._console import make_table, out
+from benchmarks.command import count, run_command
 from benchmarks.peers import add_option
 from benchmarks.runtime_models import MODELS, TITLES, model_file, say
 from benchmarks.runtime_process import BenchPlan, Measurement, find_attar_run, measure_attar
@@ -32,7 +33,11 @@ PHASES: dict[str, Speed] = {"decode": lambda m: m.decode[0], "prefill": lambda m
 
 @dataclass(frozen=True)
 class Row:
-    """One phase of one model; speeds in tokens a second."""
+    """One phase of one model: medians over rounds, speeds in tokens a second.
+
+    Attributes:
+      ratio: Of busy over quiet within a round.
+    """
 
     model: str
     phase: str
@@ -44,7 +49,7 @@ class Row:
 @contextmanager
 def busy_core() -> Iterator[None]:
     """A process that computes without end."""
-    spin = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    spin = subprocess.Popen([sys.executable, "-c", "while True: pass"], stderr=subprocess.DEVNULL)
     try:
         yield
     finally:
@@ -63,14 +68,14 @@ def measure_rounds(program: Path, model: Path, plan: BenchPlan, rounds: int) -> 
 
 
 def make_row(model: str, phase: str, speed: Speed, pairs: list[tuple[Measurement, Measurement]]) -> Row:
-    """Medians over rounds."""
+    """One phase of all rounds' (quiet, busy) pairs."""
     quiet, busy = (statistics.median(map(speed, side)) for side in zip(*pairs, strict=True))
     return Row(model, phase, quiet, busy, statistics.median(speed(b) / speed(q) for q, b in pairs))
 
 
 def spell(row: Row) -> list[str]:
     """A row of the table."""
-    verdict = f"{BAR} {'pass' if row.ratio >= BAR else 'MISS'}"
+    verdict = f"{BAR} {'pass' if row.ratio >= BAR else 'FAIL'}"
     name = f"{TITLES[row.model]}, {row.phase}"
     return [name, f"{row.quiet:,.0f}", f"{row.busy:,.0f}", f"{row.ratio:.2f}", verdict]
 
@@ -79,8 +84,8 @@ def main() -> int:
     """Prints a table, or one JSON object; 1 if a ratio is below the bar."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", choices=MODELS, default=["smollm2_q4_0", "smollm2_q8_0"])
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=count, default=2)
+    parser.add_argument("--rounds", type=count, default=3)
     parser.add_argument("--attar-run", type=Path, help="the program to measure (default: beside this Python)")
     parser.add_argument("--json", action="store_true")
     add_option(parser)
@@ -102,4 +107,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

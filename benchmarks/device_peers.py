@@ -16,13 +16,13 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from attar.cli._console import make_table, out
 from attar.runtime.native import library_version
+from benchmarks.command import count, run_command
 from benchmarks.llama_cpp import cpu_name
 from benchmarks.peers import (
     LITERT_LM,
@@ -194,8 +194,8 @@ def print_tables(rounds: Sequence[Mapping[int, Round]], ratios: Mapping[str, flo
 def main() -> int:
     """Prints two tables, or one JSON object; exit status 1 where a bar is missed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=count, default=2)
+    parser.add_argument("--rounds", type=count, default=5)
     parser.add_argument("--attar-run", type=Path, help="the program to measure (default: beside this Python)")
     parser.add_argument("--genai-int4", type=Path, help="folder of onnxruntime-genai's own builder, int4 block 32")
     parser.add_argument("--quick", action="store_true", help="one round of fewer takes")
@@ -232,4 +232,4 @@ def vars_of(chosen: argparse.Namespace) -> dict[str, object]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

@@ -18,7 +18,6 @@ import json
 import os
 import platform
 import statistics
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -27,6 +26,7 @@ from typing import Any
 from attar.cli._console import make_table, out
 from attar.runtime.native import library_version
 from benchmarks.bounds import Needs, needs_of
+from benchmarks.command import count, run_command
 from benchmarks.peers import LLAMA_CPP, add_option, installed_version, llama_driver, peers_python
 from benchmarks.perplexity import BITS_KL_BAR, PERPLEXITY_BAR, Likelihood, compare_likelihood
 from benchmarks.roofline import Machine, best_machine
@@ -198,8 +198,8 @@ def cpu_name() -> str:
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=count, default=2)
+    parser.add_argument("--rounds", type=count, default=5)
     parser.add_argument("--attar-run", type=Path, help="the program to measure (default: beside this Python)")
     parser.add_argument(
         "--attar-options", default="", help='more options of attar-run, as one word: --attar-options="--kv int8"'
@@ -243,4 +243,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

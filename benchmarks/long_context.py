@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import tempfile
 import time
 from dataclasses import asdict, dataclass
@@ -31,6 +30,7 @@ from attar.engine.transformer import Params, cached_hidden_states, init_params, 
 from attar.export.gguf_writer import export_gguf
 from attar.runtime.native import NativeModel, NativeSession
 from attar.runtime.session import NativeOptions
+from benchmarks.command import count, run_command
 from benchmarks.runtime_models import smollm2
 
 PIECE = 512  # tokens that JAX reads at once
@@ -142,7 +142,7 @@ def measure(path: Path, params: Params, config: ModelConfig, tokens: int, option
 def main() -> int:
     """Prints the figures, or one JSON object."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tokens", type=int, default=16_384, help="a multiple of 512 (default 16,384)")
+    parser.add_argument("--tokens", type=count, default=16_384, help="a multiple of 512 (default 16,384)")
     parser.add_argument("--cache", choices=["f16", "int8"], default="f16")
     parser.add_argument("--activation-bits", type=int, choices=[8, 16], default=16)
     parser.add_argument("--json", action="store_true")
@@ -168,4 +168,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

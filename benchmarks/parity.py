@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -28,6 +27,7 @@ from attar.export.verify_compare import NEAR_TIE_LOGITS, ReferenceLogits, compar
 from attar.runtime.hub import resolve
 from attar.runtime.native import NativeSession
 from attar.runtime.session import NativeOptions
+from benchmarks.command import count, run_command
 
 
 @dataclass(frozen=True)
@@ -119,10 +119,10 @@ def main() -> int:
     """Prints a table, or one JSON object."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="+", help="names that attar pull brought, or GGUF files")
-    parser.add_argument("--prompts", type=int, default=50)
-    parser.add_argument("--tokens", type=int, default=32, help="greedy tokens a prompt (default 32)")
-    parser.add_argument("--text-bytes", type=int, default=20_000)
-    parser.add_argument("--window", type=int, default=1024, help="tokens of a perplexity window (default 1024)")
+    parser.add_argument("--prompts", type=count, default=50)
+    parser.add_argument("--tokens", type=count, default=32, help="greedy tokens a prompt (default 32)")
+    parser.add_argument("--text-bytes", type=count, default=20_000)
+    parser.add_argument("--window", type=count, default=1024, help="tokens of a perplexity window (default 1024)")
     parser.add_argument(
         "--activation-bits", type=int, default=16, choices=[8, 16], help="precision of the C runtime (default 16)"
     )
@@ -146,4 +146,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

@@ -12,13 +12,13 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
 from examples.demo import Demo, Plan
 
 from attar.cli._console import make_table, out
+from benchmarks.command import count, run_command
 
 KL = "kl_student_teacher_samples"
 
@@ -40,7 +40,7 @@ def run_seed(root: Path, seed: int, plan: Plan) -> dict[str, dict[str, Any]]:
 def main() -> int:
     """Prints the table of all seeds, or one JSON object."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=count, default=3)
     parser.add_argument("--out", type=Path, default=Path("runs/road"))
     parser.add_argument("--quick", action="store_true", help="a few steps on few examples, to see it run")
     parser.add_argument("--json", action="store_true")
@@ -66,4 +66,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

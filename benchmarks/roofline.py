@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import Any
 from attar.cli._console import make_table, out
 from attar.runtime.native import kernels_name
 from benchmarks.bounds import Needs, needs_of
+from benchmarks.command import count, run_command
 from benchmarks.peers import add_option, benchmark_cache, build_program, run_json
 from benchmarks.runtime_models import MODELS, TITLES, model_file
 from benchmarks.runtime_process import BenchPlan, Measurement, find_attar_run, measure_attar
@@ -200,7 +200,7 @@ def main() -> int:
     """Prints two tables, or one JSON object."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=count, default=2)
     parser.add_argument("--attar-run", type=Path, help="the program to measure (default: beside this Python)")
     parser.add_argument("--plot", type=Path, help="also draw the roofline to this file")
     parser.add_argument("--quick", action="store_true", help="one model only")
@@ -224,4 +224,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

@@ -66,10 +66,13 @@ def find_attar_run(chosen: Path | None) -> Path:
     """attar-run: the chosen one, $ATTAR_RUN, the one installed beside this Python, or the one on PATH.
 
     Raises:
-      PeerError: If there is none.
+      PeerError: If there is none, or the chosen one is no program.
     """
     if chosen is not None or "ATTAR_RUN" in os.environ:
-        return Path(chosen or os.environ["ATTAR_RUN"])
+        program = Path(chosen or os.environ["ATTAR_RUN"])
+        if not os.access(program, os.X_OK) or program.is_dir():
+            raise PeerError(f"{program}: not a program; give attar-run's path by --attar-run or $ATTAR_RUN")
+        return program
     for folder in (str(Path(sys.executable).parent), sysconfig.get_path("scripts"), None):
         found = shutil.which("attar-run", path=folder)
         if found:

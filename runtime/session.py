@@ -103,7 +103,8 @@ class NativeOptions:
     """What the C runtime alone lets a caller choose.
 
     Attributes:
-      activation_bits: 8 (None) is fast; 16 gives nearly the logits of float arithmetic on the same weights.
+      activation_bits: 8 (None) is fast; 16 gives nearly the logits of float arithmetic on the same weights. The head
+        has 16 either way.
       cache_type: "int8" halves the cache of "f16", and reads it faster at depth.
       overflow: When the context is full: an error, or the older half of it slides out.
       keep_tokens: First tokens that never slide out, such as a system prompt's.

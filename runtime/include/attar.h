@@ -67,7 +67,8 @@ typedef struct {
     int32_t n_ctx;            // most tokens held, at most n_ctx_train; 0 takes min(n_ctx_train, 4096)
     int32_t n_threads;        // 0 takes the usable cores
     int32_t n_batch;          // most prompt tokens run at once; 0 takes 256
-    int32_t activation_bits;  // 8 (or 0): fast; 16: nearly the logits of float arithmetic on the same weights
+    int32_t activation_bits;  // 8 (or 0): fast; 16: nearly the logits of float arithmetic on the same weights. The
+                              // head's input always has 16
     int32_t kv_type;          // attar_kv_type
     int32_t overflow;         // attar_overflow
     int32_t n_keep;           // of ATTAR_OVERFLOW_SLIDE: tokens that are never forgotten, such as a system prompt

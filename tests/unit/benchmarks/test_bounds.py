@@ -93,3 +93,57 @@ def test_device_ratios_take_the_best_of_the_peers() -> None:
     assert (ratios["rss_4_bits"], ratios["rss_8_bits"]) == (2.0, 0.75)
     # Without a width: attar's best figure of both against the best of all others.
     assert (ratios["decode_512"], ratios["prefill_512"], ratios["rss"]) == (2.0, 1.5, 1.5)
+
+
+def test_what_a_user_can_mend_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    from benchmarks.command import run_command
+    from benchmarks.peers import PeerError
+    from benchmarks.runtime_process import find_attar_run
+
+    def ask_for_no_program() -> int:
+        find_attar_run(ROOT)
+        return 0
+
+    def interrupt() -> int:
+        raise KeyboardInterrupt
+
+    with pytest.raises(PeerError, match="not a program; give attar-run's path"):
+        find_attar_run(ROOT / "missing")
+    with pytest.raises(SystemExit, match=r"^Error: .*not a program") as refused:
+        run_command(ask_for_no_program)
+    assert "\n" not in str(refused.value)
+    with pytest.raises(SystemExit) as stopped:
+        run_command(interrupt)
+    assert (stopped.value.code, capsys.readouterr().err) == (130, "interrupted\n")
+
+
+def test_counts_start_at_one() -> None:
+    import argparse
+
+    from benchmarks.command import count
+
+    assert count("3") == 3
+    for text in ("0", "-1", "x", ""):
+        with pytest.raises(argparse.ArgumentTypeError, match="from 1 on"):
+            count(text)
+
+
+def test_a_busy_row_is_the_median_of_ratios_within_rounds() -> None:
+    from benchmarks.busy import make_row
+    from benchmarks.runtime_process import Measurement
+
+    def measured(speed: float) -> Measurement:
+        return Measurement(1.0, speed, {0: speed}, 1, 1)
+
+    pairs = [(measured(quiet), measured(busy)) for quiet, busy in ((100, 50), (200, 60), (50, 45))]
+    row = make_row("smollm2_q4_0", "prefill", lambda m: m.prefill, pairs)
+    assert (row.quiet, row.busy, row.ratio) == (100, 50, 0.5)
+
+
+def test_the_shortest_load_counts() -> None:
+    from benchmarks.llama_cpp import best_load
+    from benchmarks.runtime_process import Measurement
+
+    full, short = (Measurement(seconds, 2.0, {0: 3.0}, 1, 1) for seconds in (0.5, 0.2))
+    assert best_load(full, [short]).load_seconds == 0.2
+    assert best_load(short, [full]).load_seconds == 0.2
