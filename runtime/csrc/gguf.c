@@ -22,6 +22,8 @@ enum {
 };
 
 struct gguf_file {
+    char *path;
+    int descriptor;       // -1 until it is open
     const uint8_t *data;  // the mapping
     uint64_t size;
     gguf_kv *kvs;  // sorted by key
@@ -285,31 +287,26 @@ static attar_status read_tensors(cursor *c, gguf_file *file) {
 }
 
 static attar_status map_file(const char *path, gguf_file *file, attar_error *error) {
-    int descriptor = open(path, O_RDONLY | O_CLOEXEC);
+    file->path = strdup(path);
+    if (!file->path) return attar_fail(error, ATTAR_ERROR_MEMORY, "%s: out of memory", path);
+    file->descriptor = open(path, O_RDONLY | O_CLOEXEC);
     struct stat info;
-    if (descriptor < 0) return attar_fail(error, ATTAR_ERROR_IO, "%s: cannot open: %s", path, strerror(errno));
-    attar_status status = ATTAR_OK;
-    if (fstat(descriptor, &info) != 0 || !S_ISREG(info.st_mode))
-        status = attar_fail(error, ATTAR_ERROR_IO, "%s: not a regular file", path);
-    else if (info.st_size == 0)
-        status = attar_fail(error, ATTAR_ERROR_FORMAT, "%s: empty file, not a GGUF file", path);
-    if (status == ATTAR_OK) {
-        void *data = mmap(NULL, (size_t)info.st_size, PROT_READ, MAP_PRIVATE, descriptor, 0);
-        if (data == MAP_FAILED) {
-            status = attar_fail(error, ATTAR_ERROR_IO, "%s: cannot map: %s", path, strerror(errno));
-        } else {
-            file->data = data;
-            file->size = (uint64_t)info.st_size;
-        }
-    }
-    close(descriptor);  // the mapping keeps the file
-    return status;
+    if (file->descriptor < 0) return attar_fail(error, ATTAR_ERROR_IO, "%s: cannot open: %s", path, strerror(errno));
+    if (fstat(file->descriptor, &info) != 0 || !S_ISREG(info.st_mode))
+        return attar_fail(error, ATTAR_ERROR_IO, "%s: not a regular file", path);
+    if (info.st_size == 0) return attar_fail(error, ATTAR_ERROR_FORMAT, "%s: empty file, not a GGUF file", path);
+    void *data = mmap(NULL, (size_t)info.st_size, PROT_READ, MAP_PRIVATE, file->descriptor, 0);
+    if (data == MAP_FAILED) return attar_fail(error, ATTAR_ERROR_IO, "%s: cannot map: %s", path, strerror(errno));
+    file->data = data;
+    file->size = (uint64_t)info.st_size;
+    return ATTAR_OK;
 }
 
 attar_status gguf_open_part(const char *path, gguf_file **out, attar_error *error) {
     *out = NULL;
     gguf_file *file = calloc(1, sizeof *file);
     if (!file) return attar_fail(error, ATTAR_ERROR_MEMORY, "%s: out of memory", path);
+    file->descriptor = -1;
     attar_status status = map_file(path, file, error);
     cursor c = {path, file->data, file->size, 0, error};
     if (status == ATTAR_OK) status = read_header(&c, file);
@@ -344,9 +341,32 @@ void gguf_close(gguf_file *file) {
     for (uint64_t i = 0; i < file->n_parts; i++) gguf_close(file->parts[i]);
     free(file->parts);
     if (file->data) munmap((void *)(uintptr_t)file->data, (size_t)file->size);
+    if (file->descriptor >= 0) close(file->descriptor);
+    free(file->path);
     free(file->kvs);
     free(file->tensors);
     free(file);
+}
+
+static bool holds(const gguf_file *file, const void *at) {
+    const uintptr_t begin = (uintptr_t)file->data;
+    return (uintptr_t)at >= begin && (uintptr_t)at - begin < file->size;
+}
+
+attar_status gguf_read(const gguf_file *file, const void *at, void *into, uint64_t bytes, attar_error *error) {
+    for (uint64_t i = 0; i < file->n_parts && !holds(file, at); i++) {
+        if (holds(file->parts[i], at)) file = file->parts[i];
+    }
+    const uint64_t offset = (uint64_t)((uintptr_t)at - (uintptr_t)file->data);
+    for (uint64_t done = 0; done < bytes;) {
+        const ssize_t n = pread(file->descriptor, (uint8_t *)into + done, (size_t)(bytes - done), (off_t)(offset + done));
+        if (n < 0 && errno == EINTR) continue;
+        if (n <= 0)
+            return attar_fail(error, ATTAR_ERROR_IO, "%s: cannot read %" PRIu64 " bytes at %" PRIu64 ": %s", file->path, bytes,
+                              offset, n < 0 ? strerror(errno) : "the file was cut short after it was opened");
+        done += (uint64_t)n;
+    }
+    return ATTAR_OK;
 }
 
 uint64_t gguf_size(const gguf_file *file) {

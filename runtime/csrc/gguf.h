@@ -51,6 +51,9 @@ attar_status gguf_open_part(const char *path, gguf_file **out, attar_error *erro
 attar_status gguf_adopt(const char *path, gguf_file *file, gguf_file *part, attar_error *error);
 void gguf_close(gguf_file *file);
 uint64_t gguf_size(const gguf_file *file);
+// Copies bytes of the file that are mapped at `at`, past the mapping: a page that is touched there stays resident, and
+// where the page cache holds the file in larger pieces, so does all of the piece.
+attar_status gguf_read(const gguf_file *file, const void *at, void *into, uint64_t bytes, attar_error *error);
 
 const gguf_kv *gguf_find(const gguf_file *file, const char *key);             // NULL if absent
 const gguf_tensor *gguf_find_tensor(const gguf_file *file, const char *name);  // NULL if absent

@@ -182,7 +182,7 @@ attar_status attar_model_load(attar_model *model, attar_pool *pool, attar_error 
     attar_status status = ATTAR_OK;
     pthread_mutex_lock(&model->loading);
     if (!model->weights.memory) {
-        status = attar_weights_load(&model->weights, pool, error);
+        status = attar_weights_load(&model->weights, model->file, pool, error);
         if (model->tied) model->head = model->embed;
     }
     pthread_mutex_unlock(&model->loading);

@@ -1,11 +1,12 @@
 // weights.h: brings a model's weights into memory, in the kernels' order, once.
 //
-// attar_model_open binds every weight to its place in the mapped file. Loading packs the integer matrices into one
-// block of memory (packed.h), copies the float vectors beside them, and gives the pages of the file back as it goes, so
-// that one copy is resident. Float matrices stay in the mapping: the kernels read them there.
+// attar_model_open binds every weight to its place in the mapped file. Loading reads the integer matrices piece by piece
+// and packs them into one block of memory (packed.h), the float vectors beside them, so that one copy is resident. Float
+// matrices stay in the mapping: the kernels read them there.
 #ifndef ATTAR_WEIGHTS_H
 #define ATTAR_WEIGHTS_H
 
+#include "gguf.h"
 #include "kernels.h"
 #include "threads.h"
 
@@ -38,8 +39,8 @@ void attar_weights_free(attar_weights *weights);
 void attar_weights_add_matrix(attar_weights *weights, attar_weight *weight);
 void attar_weights_add_vector(attar_weights *weights, const float **vector, int32_t n);
 
-// Packs and copies, on every thread of the pool, and points the model's entries at the result.
-attar_status attar_weights_load(attar_weights *weights, attar_pool *pool, attar_error *error);
+// Reads `file` and packs, on every thread of the pool, and points the model's entries at the result.
+attar_status attar_weights_load(attar_weights *weights, const gguf_file *file, attar_pool *pool, attar_error *error);
 
 // Rows row0 .. row1 - 1 of a loaded matrix as one of its own; row0 is a multiple of ATTAR_TILE_ROWS.
 attar_weight attar_weight_rows(const attar_weight *w, int32_t row0, int32_t row1);
