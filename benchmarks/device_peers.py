@@ -1,10 +1,10 @@
 """The C runtime against the runtimes that phones use today, on the same weights at about four and eight bits.
 
-    python -m benchmarks.device_peers [--genai-int4 FOLDER] [--quick] [--json]
+    python -m benchmarks.device_peers [--quick] [--json]
 
-SmolLM2-135M: attar and llama.cpp run the GGUF (Q4_0, Q8_0), onnxruntime-genai a folder and LiteRT-LM a bundle around a
-file that attar's exporters write from the same checkpoint. attar writes no four-bit TFLite yet, so LiteRT-LM stands at
-eight bits only. `--genai-int4` takes a folder from onnxruntime-genai's own builder in place of attar's.
+SmolLM2-135M from the same weights: attar and llama.cpp run the GGUF (Q4_0, Q8_0), onnxruntime-genai the folders of its
+own builder (blocks of 32, with the head over all positions and over the last) and LiteRT-LM the bundles of its own
+exporter (four bits by blocks of 32, eight bits a channel).
 
 Every figure comes from a fresh process, all with one context; processes alternate for some rounds and the median over
 rounds of the ratio to that round's best peer counts, above 1 being better for attar. Memory is the peak less what the
@@ -23,19 +23,20 @@ from pathlib import Path
 from attar.cli._console import make_table, out
 from attar.runtime.native import library_version
 from benchmarks.command import count, run_command
+from benchmarks.converters import add_option as add_converters_option
+from benchmarks.converters import genai_folder, litert_bundle
 from benchmarks.llama_cpp import cpu_name
 from benchmarks.peers import (
     LITERT_LM,
     LLAMA_CPP,
     ONNX_GENAI,
     add_option,
-    benchmark_cache,
     installed_version,
     llama_driver,
     peers_python,
     run_json,
 )
-from benchmarks.runtime_models import model_file, say, smollm2
+from benchmarks.runtime_models import model_file, say
 from benchmarks.runtime_process import (
     BenchPlan,
     Measurement,
@@ -68,56 +69,28 @@ def contestants(chosen: argparse.Namespace, context: int) -> list[Contestant]:
     """Everything that runs, with its files made."""
     python = peers_python(chosen.peers_python, [*LLAMA_CPP, *ONNX_GENAI, *LITERT_LM])
     program, driver = find_attar_run(chosen.attar_run), llama_driver(python)
+
+    def driven(name: str, model: Path) -> Callable[[BenchPlan], Measurement]:
+        return lambda plan: _measure(python, name, model, plan)
+
     found = []
     for width, name in zip(WIDTHS, ("smollm2_q4_0", "smollm2_q8_0"), strict=True):
         gguf = model_file(name, chosen.peers_python)
-        own = chosen.genai_int4 if width == 4 else None
-        folder = own or genai_folder(width)
+        folder, pruned = (genai_folder(chosen.converters_python, width, prune_head=prune) for prune in (False, True))
+        bundle = litert_bundle(chosen.converters_python, width, context)
         found += [
             Contestant("attar", width, lambda plan, gguf=gguf: measure_attar(program, gguf, plan)),
             Contestant("llama.cpp", width, lambda plan, gguf=gguf: _best_llama(driver, gguf, plan)),
-            Contestant("genai", width, lambda plan, folder=folder: _measure(python, "genai_driver.py", folder, plan)),
+            Contestant("genai", width, driven("genai_driver.py", folder)),
+            Contestant("genai, head of one", width, driven("genai_driver.py", pruned)),
+            Contestant("LiteRT-LM", width, driven("litert_driver.py", bundle)),
         ]
-    bundle = litert_bundle(python, context)
-    litert = Contestant("LiteRT-LM", 8, lambda plan: _measure(python, "litert_driver.py", bundle, plan, "bench"))
-    return [*found, litert]
+    return found
 
 
-def genai_folder(width: int) -> Path:
-    """attar's ONNX export of SmolLM2, four bits by blocks of 32 or eight bits."""
-    folder = benchmark_cache() / f"smollm2_genai_int{width}"
-    if not folder.exists():
-        from attar.export.onnx_emitter import export_onnx
-
-        say(f"making {folder.name}")
-        export_onnx(smollm2(), folder, "int4" if width == 4 else "int8")
-    return folder
-
-
-def litert_bundle(python: Path, context: int) -> Path:
-    """attar's int8 TFLite export with the two prompt lengths of the official converter, in LiteRT-LM's container."""
-    folder = benchmark_cache() / f"smollm2_litert_{context}"
-    bundle = folder / "model.litertlm"
-    if not bundle.exists():
-        from attar.export.tflite_emitter import export_tflite
-
-        say(f"making {bundle.name}")
-        folder.mkdir(exist_ok=True)
-        tflite = folder / "model.tflite"
-        # No signatures over smaller caches: LiteRT-LM uses the whole one, and each costs memory.
-        export_tflite(smollm2(), tflite, "int8", context, prefill_lengths=(128, 512), smallest_cache=context)
-        part = bundle.with_suffix(".part")
-        stop = json.loads((folder / "generation_config.json").read_text())["eos_token_id"]
-        stop = stop[0] if isinstance(stop, list) else stop
-        command = [python, HERE / "litert_driver.py", "bundle", tflite, folder / "tokenizer.json", part]
-        run_json([*command, str(context), str(stop)], "bundling for LiteRT-LM")
-        part.replace(bundle)
-    return bundle
-
-
-def _measure(python: Path, driver: str, model: Path, plan: BenchPlan, *verb: str) -> Measurement:
+def _measure(python: Path, driver: str, model: Path, plan: BenchPlan) -> Measurement:
     figures = (plan.threads, plan.context_length, plan.prefill_tokens, plan.decode_tokens, plan.repeats, *plan.depths)
-    return parse(run_json([python, HERE / driver, *verb, model, *map(str, figures)], f"{driver} on {model.name}"))
+    return parse(run_json([python, HERE / driver, model, *map(str, figures)], f"{driver} on {model.name}"))
 
 
 def _best_llama(driver: Path, model: Path, plan: BenchPlan) -> Measurement:
@@ -197,10 +170,10 @@ def main() -> int:
     parser.add_argument("--threads", type=count, default=2)
     parser.add_argument("--rounds", type=count, default=5)
     parser.add_argument("--attar-run", type=Path, help="the program to measure (default: beside this Python)")
-    parser.add_argument("--genai-int4", type=Path, help="folder of onnxruntime-genai's own builder, int4 block 32")
     parser.add_argument("--quick", action="store_true", help="one round of fewer takes")
     parser.add_argument("--json", action="store_true")
     add_option(parser)
+    add_converters_option(parser)
     chosen = parser.parse_args()
     plan = BenchPlan(threads=chosen.threads, depths=DEPTHS, context_length=1024)
     if chosen.quick:
@@ -219,16 +192,11 @@ def main() -> int:
         names = [requirement.split("==")[0] for requirement in (*LLAMA_CPP, *ONNX_GENAI, *LITERT_LM)]
         versions = {"attar": library_version(), **{name: installed_version(python, name) for name in names}}
         runs = [{width: {k: asdict(m) for k, m in one[width].items()} for width in WIDTHS} for one in rounds]
-        print(json.dumps({"ratios": ratios, "rounds": runs, "versions": versions, "cpu": cpu_name()} | vars_of(chosen)))
+        asked = {"threads": chosen.threads, "num_rounds": chosen.rounds}
+        print(json.dumps({"ratios": ratios, "rounds": runs, "versions": versions, "cpu": cpu_name()} | asked))
     else:
         print_tables(rounds, ratios, chosen.threads)
     return 0 if all(ratios[name] >= bar for name, bar in BARS.items()) else 1
-
-
-def vars_of(chosen: argparse.Namespace) -> dict[str, object]:
-    """What was asked for."""
-    genai = "onnxruntime-genai's builder" if chosen.genai_int4 else "attar's export"
-    return {"threads": chosen.threads, "num_rounds": chosen.rounds, "genai_int4": genai}
 
 
 if __name__ == "__main__":

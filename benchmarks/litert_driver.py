@@ -1,18 +1,17 @@
 """LiteRT-LM on one model: load, prefill, decode at depths, memory; one line of JSON as attar-run --bench prints.
 
-    python litert_driver.py bundle MODEL.tflite TOKENIZER.json BUNDLE.litertlm CONTEXT STOP_TOKEN
-    python litert_driver.py bench BUNDLE.litertlm THREADS CONTEXT PREFILL DECODE REPEATS DEPTH...
+    python litert_driver.py BUNDLE.litertlm THREADS CONTEXT PREFILL DECODE REPEATS DEPTH...
 
 Run by an interpreter that has litert-lm and nothing of attar. Figures are those of the library's own benchmark, which
 makes an engine for each take; a depth is the prompt that is read before decoding. Its decode attends over the whole
-cache, so the depth matters less than the context.
+cache, so the depth matters less than the context. Memory is taken after the first engine, which reads and decodes as
+much as any: those after it would add what the library keeps.
 """
 
 from __future__ import annotations
 
 import json
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -21,28 +20,6 @@ from typing import Any
 def peak_rss_bytes() -> int:
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
-
-
-def bundle(model: str, tokenizer: str, out: str, context: str, stop: str) -> None:
-    """Writes the container that LiteRT-LM opens around a .tflite file."""
-    import litert_lm_builder as builder
-    from litert_lm_builder.runtime.proto import llm_metadata_pb2
-
-    metadata = llm_metadata_pb2.LlmMetadata(max_num_tokens=int(context))
-    metadata.stop_tokens.add().token_ids.ids.append(int(stop))
-    metadata.llm_model_type.generic_model.SetInParent()
-    with tempfile.TemporaryDirectory() as folder:
-        described = Path(folder) / "metadata.pb"
-        described.write_bytes(metadata.SerializeToString())
-        file = builder.LitertLmFileBuilder()
-        author = builder.Metadata(key="author", value="attar", dtype=builder.DType.STRING)
-        file.add_system_metadata(author)
-        file.add_llm_metadata(str(described))
-        file.add_hf_tokenizer(tokenizer)
-        file.add_tflite_model(model, builder.TfLiteModelType.PREFILL_DECODE)
-        with Path(out).open("wb") as stream:
-            file.build(stream)
-    print(json.dumps({"bytes": Path(out).stat().st_size}))
 
 
 def bench(path: str, threads: int, context: int, prefill: int, decode: int, repeats: int, *depths: int) -> None:
@@ -56,7 +33,8 @@ def bench(path: str, threads: int, context: int, prefill: int, decode: int, repe
         return litert_lm.Benchmark(path, backend, cache_dir=":nocache", **settings).run()
 
     started = time.perf_counter()
-    first = take(prefill, 1)
+    first = take(prefill, decode)
+    peak_rss = peak_rss_bytes()
     loaded = first.init_time_in_second or time.perf_counter() - started
     result = {
         "threads": threads,
@@ -68,11 +46,8 @@ def bench(path: str, threads: int, context: int, prefill: int, decode: int, repe
         },
         "start_rss_bytes": start_rss,
     }
-    print(json.dumps(result | {"peak_rss_bytes": peak_rss_bytes()}))
+    print(json.dumps(result | {"peak_rss_bytes": peak_rss}))
 
 
 if __name__ == "__main__":
-    if sys.argv[1] == "bundle":
-        bundle(*sys.argv[2:])
-    else:
-        bench(sys.argv[2], *map(int, sys.argv[3:]))
+    bench(sys.argv[1], *map(int, sys.argv[2:]))

@@ -20,7 +20,7 @@ from attar.runtime.hub import cache_folder
 
 LLAMA_CPP = ("llama-cpp-python==0.3.36",)
 ONNX_GENAI = ("onnxruntime-genai==0.18.0",)
-LITERT_LM = ("litert-lm==0.18.1", "litert-lm-builder==0.18.1")
+LITERT_LM = ("litert-lm==0.18.1",)
 
 DRIVER_SOURCE = Path(__file__).with_name("llama_driver.c")
 
@@ -72,30 +72,41 @@ def run_json(command: Sequence[str | Path], what: str, stdin: bytes = b"", secon
 
 
 def peers_python(chosen: Path | None, requirements: Sequence[str]) -> Path:
-    """An interpreter that has the requirements; without a chosen one they are installed into the cache's virtualenv.
+    """An interpreter that has the peers `requirements`: the chosen one, or that of the cache's virtualenv `peers`.
+
+    Raises:
+      PeerError: If they cannot be installed.
+    """
+    return environment_python("peers", chosen, requirements)
+
+
+def environment_python(name: str, chosen: Path | None, requirements: Sequence[str]) -> Path:
+    """The chosen interpreter, or that of a virtualenv in the cache, into which the requirements are installed.
 
     Raises:
       PeerError: If they cannot be installed.
     """
     if chosen is not None:
         return Path(chosen)
-    folder = benchmark_cache() / "peers"
+    folder = benchmark_cache() / name
     python = folder / "bin" / "python"
     if not python.exists():
-        _call([sys.executable, "-m", "venv", str(folder)], "making the peers' virtualenv")
+        _call([sys.executable, "-m", "venv", str(folder)], f"making the virtualenv {folder}")
     missing = [requirement for requirement in requirements if not _is_installed(python, requirement)]
     if missing:
-        sys.stderr.write(f"installing {', '.join(missing)} into {folder}; llama.cpp is compiled, which takes minutes\n")
+        compiled = "; llama.cpp is compiled, which takes minutes" if LLAMA_CPP[0] in missing else ""
+        sys.stderr.write(f"installing {', '.join(missing)} into {folder}{compiled}\n")
         # Built for this machine's instructions, as its users are told to; the vision library is not measured.
         environment = os.environ | {"CMAKE_ARGS": "-DGGML_NATIVE=ON -DLLAVA_BUILD=OFF"}
         command = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-        _call([*command, "--no-binary", "llama-cpp-python", *missing], "installing the peers", environment)
+        _call([*command, "--no-binary", "llama-cpp-python", *missing], f"installing {name}", environment)
     return python
 
 
 def _is_installed(python: Path, requirement: str) -> bool:
     name, version = requirement.split("==")
-    return installed_version(python, name) == version
+    found = installed_version(python, name)
+    return found is not None and found.partition("+")[0] == version  # "2.13.0+cpu" is a build of 2.13.0
 
 
 def installed_version(python: Path, name: str) -> str | None:
