@@ -10,8 +10,8 @@
 #include "kernels.h"
 #include "packed.h"
 
-// Token-groups made ready at once; what they fill stays in the caches: 48 KiB as words.
-enum { ATTAR_SPAN_UNITS = 768 };
+// Token-groups made ready at once: 16 KiB as bytes, 32 KiB as words, which a core's first cache holds beside a tile.
+enum { ATTAR_SPAN_UNITS = 512 };
 
 // With one token the memory decides, and one core reads four streams half as fast again as one: as many tiles are
 // multiplied side by side.
