@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from attar.distill.data import PromptFormat
+from attar.distill.divergences import DivergenceName
 from attar.distill.losses import Normalization
 from attar.distill.methods.gkd import Gkd
 from attar.distill.methods.method import Method
@@ -33,8 +34,11 @@ class TrainConfig:
       student_shape: Name in `engine.presets`, or path of a `config.json`, that starts from random weights; vocabulary
         and token ids are the teacher's.
       on_policy_fraction: λ of GKD: probability that a batch is sampled from the student; drawn once per batch.
-      beta: β of GKD's JSD: 0 is KL(teacher ‖ student), 1 is KL(student ‖ teacher).
-      divergence_temperature: Divides both sides' logits inside the divergence.
+      divergence: GKD's divergence; see `divergences`.
+      beta: β of `jsd`: 0 is KL(teacher ‖ student), 1 is KL(student ‖ teacher).
+      skew: α of `skew_kl` and `skew_reverse_kl`.
+      divergence_temperature: Divides the student's logits inside the divergence.
+      teacher_temperature: Divides the teacher's there; None is `divergence_temperature`.
       sampling_temperature: Of the student's on-policy samples; `top_k` and `top_p` likewise.
       max_new_tokens: Longest sampled completion, and longest completion kept of the data.
       max_prompt_tokens: Longest prompt allowed; None is what the shorter context of the two models leaves.
@@ -56,8 +60,11 @@ class TrainConfig:
     student_layers: tuple[int, ...] | None = None
     student_shape: str | None = None
     on_policy_fraction: float = 0.5
+    divergence: DivergenceName = "jsd"
     beta: float = 0.5
+    skew: float = 0.1
     divergence_temperature: float = 1.0
+    teacher_temperature: float | None = None
     sampling_temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
@@ -95,7 +102,14 @@ class TrainConfig:
         """The method with this run's hyper-parameters."""
         if self.method == "sft":
             return Sft()
-        return Gkd(self.on_policy_fraction, self.beta, self.divergence_temperature)
+        return Gkd(
+            self.on_policy_fraction,
+            self.divergence,
+            self.beta,
+            self.skew,
+            self.divergence_temperature,
+            self.teacher_temperature,
+        )
 
     def sampling_params(self) -> SamplingParams:
         """How on-policy completions are drawn."""
@@ -161,9 +175,10 @@ def _check_numbers(config: TrainConfig) -> None:
     for name in _POSITIVE_INTEGERS:
         if getattr(config, name) < 1:
             raise ValueError(f"{name} must be at least 1, got {getattr(config, name)}")
-    for name in ("learning_rate", "max_grad_norm", "divergence_temperature"):
-        if not getattr(config, name) > 0:
-            raise ValueError(f"{name} must be positive, got {getattr(config, name)}")
+    for name in ("learning_rate", "max_grad_norm", "divergence_temperature", "teacher_temperature"):
+        value = getattr(config, name)
+        if value is not None and not value > 0:
+            raise ValueError(f"{name} must be positive, got {value}")
     if not 0 <= config.warmup_steps <= config.steps:
         raise ValueError(f"warmup_steps must be between 0 and steps, got {config.warmup_steps} and {config.steps}")
     if config.weight_decay < 0:

@@ -20,15 +20,17 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 from numpy.typing import NDArray
 
 from attar.distill.batches import Batch, Buckets, choose_buckets, pad_batch, round_up
 from attar.distill.data import DataSet, Example
-from attar.distill.losses import completion_mask, cross_entropy, forward_kl, reverse_kl
+from attar.distill.divergences import forward_kl, reverse_kl
+from attar.distill.losses import completion_mask, cross_entropy
 from attar.distill.metrics import Interval, bootstrap_interval, exact_match, rouge
+from attar.distill.projected_loss import projected_sums
 from attar.distill.rollout import sample_batch
-from attar.distill.step import completion_logits
+from attar.distill.step import completion_heads
 from attar.engine.config import ModelConfig
 from attar.engine.sampling import GREEDY, SamplingParams
 from attar.engine.tokenizer import Tokenizer
@@ -207,15 +209,20 @@ def _score_batch(
     teacher: ModelConfig | None,
 ) -> dict[str, Float[Array, " B"]]:
     """Sums over the completion of each row."""
-    vocab_size = student.vocab_size if teacher is None else min(student.vocab_size, teacher.vocab_size)
-    logits = completion_logits(student_params, student, batch, vocab_size=vocab_size)  # [B, N, V]
-    values = {"nll": cross_entropy(logits, jnp.asarray(batch.completions))}
-    if teacher is not None and teacher_params is not None:
-        teacher_logits = completion_logits(teacher_params, teacher, batch, vocab_size=vocab_size)
+    known = None if teacher is None or teacher_params is None else (teacher_params, teacher)
+    heads = completion_heads(student_params, student, batch, known)
+    mask = completion_mask(jnp.asarray(batch.completion_lengths), batch.completions.shape[1])
+    return projected_sums(_token_scores, *heads, jnp.asarray(batch.completions), mask)
+
+
+def _token_scores(
+    logits: Float[Array, "B N V"], targets: Int[Array, "B N"], teacher_logits: Float[Array, "B N V"] | None
+) -> dict[str, Float[Array, "B N"]]:
+    values = {"nll": cross_entropy(logits, targets)}
+    if teacher_logits is not None:
         values["kl_teacher_student"] = forward_kl(logits, teacher_logits)
         values["kl_student_teacher"] = reverse_kl(logits, teacher_logits)
-    mask = completion_mask(jnp.asarray(batch.completion_lengths), batch.completions.shape[1])
-    return {name: jnp.sum(jnp.where(mask, value, 0.0), axis=1) for name, value in values.items()}
+    return values
 
 
 def _complete(

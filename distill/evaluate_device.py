@@ -18,10 +18,12 @@ from numpy.typing import NDArray
 
 from attar.distill.batches import Batch, choose_bounds, pad_batch, round_up
 from attar.distill.data import DataSet, Example
+from attar.distill.divergences import forward_kl, reverse_kl
 from attar.distill.evaluate import EvalSettings, Evaluation, Network, Sample, text_scores
-from attar.distill.losses import completion_mask, forward_kl, reverse_kl
+from attar.distill.losses import completion_mask
 from attar.distill.metrics import bootstrap_interval
-from attar.distill.step import completion_logits
+from attar.distill.projected_loss import projected_sums
+from attar.distill.step import completion_heads
 from attar.engine.config import ModelConfig
 from attar.engine.tokenizer import Tokenizer
 from attar.engine.transformer import Params
@@ -188,12 +190,18 @@ def _divergence(
     teacher_params: Params, batch: Batch, student_logits: Float[Array, "1 N V"], teacher: ModelConfig
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """KL(student ‖ teacher) and KL(teacher ‖ student), summed over the tokens of one completion."""
+    heads, teacher_head, _ = completion_heads(teacher_params, teacher, batch, None)
     vocab_size = min(student_logits.shape[-1], teacher.vocab_size)
-    teacher_logits = completion_logits(teacher_params, teacher, batch, vocab_size=vocab_size)
-    student_logits = student_logits[..., :vocab_size]
     mask = completion_mask(jnp.asarray(batch.completion_lengths), batch.completions.shape[1])
+    heads, labels = heads._replace(vocab_size=vocab_size), student_logits[..., :vocab_size]
+    sums = projected_sums(_both_kls, heads, teacher_head, None, labels, mask)
+    return sums["reverse"][0], sums["forward"][0]
 
-    def total(values: Float[Array, "1 N"]) -> Float[Array, ""]:
-        return jnp.sum(jnp.where(mask, values, 0.0))
 
-    return total(reverse_kl(student_logits, teacher_logits)), total(forward_kl(student_logits, teacher_logits))
+def _both_kls(
+    teacher_logits: Float[Array, "1 N V"], student_logits: Float[Array, "1 N V"], _: Array | None
+) -> dict[str, Float[Array, "1 N"]]:
+    return {
+        "reverse": reverse_kl(student_logits, teacher_logits),
+        "forward": forward_kl(student_logits, teacher_logits),
+    }

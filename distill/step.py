@@ -2,7 +2,7 @@
 
 A row is read as `prompt | completion` with the prompt padded on the left, so the completion stands in the same
 columns of every row, and a plain slice picks the hidden states that predict it. Only those N positions are
-projected to the vocabulary, in the student and in the teacher.
+projected to the vocabulary, in the student and in the teacher, a few at a time (projected_loss.py).
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ from jaxtyping import Array, Float, Int
 from attar.distill.batches import Batch
 from attar.distill.losses import Normalization, completion_mask, token_weights
 from attar.distill.methods.method import Method
+from attar.distill.projected_loss import Head, HeadConfig, projected_loss
 from attar.engine.config import ModelConfig
-from attar.engine.transformer import Params, hidden_states, project_logits
+from attar.engine.transformer import Params, head_table, hidden_states
 
 Schedule = Literal["constant", "linear", "cosine"]
 
@@ -106,13 +107,12 @@ def init_state(params: Params, optimizer: optax.GradientTransformation) -> Train
     return TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32))
 
 
-def completion_logits(
-    params: Params, config: ModelConfig, batch: Batch, *, vocab_size: int | None = None, remat: bool = False
-) -> Float[Array, "B N V"]:
-    """Logits that predict each of the N completion positions, float32.
+def completion_hidden(
+    params: Params, config: ModelConfig, batch: Batch, *, remat: bool = False
+) -> Float[Array, "B N D"]:
+    """Hidden states that predict each of the N completion positions.
 
     Args:
-      vocab_size: Keeps the first so many logits: models of one family may pad one vocabulary to different sizes.
       remat: Recompute activations in the backward pass.
     """
     P, N = batch.prompts.shape[1], batch.completions.shape[1]
@@ -121,26 +121,40 @@ def completion_logits(
     # The prediction of the last counted token needs only what precedes it, so N-1 completion columns are read.
     real_completion = completion_mask(jnp.asarray(batch.completion_lengths), N)[:, :-1]
     padding_mask = jnp.concatenate([real_prompt, real_completion], axis=1)
-    hidden = hidden_states(params, config, tokens, padding_mask=padding_mask, remat=remat)
-    logits = project_logits(params, config, hidden[:, P - 1 :])  # [B, N, V]
-    return logits if vocab_size is None else logits[..., :vocab_size]
+    return hidden_states(params, config, tokens, padding_mask=padding_mask, remat=remat)[:, P - 1 :]  # [B, N, D]
+
+
+def completion_heads(
+    params: Params,
+    student: ModelConfig,
+    batch: Batch,
+    teacher: tuple[Params, ModelConfig] | None,
+    *,
+    remat: bool = False,
+) -> tuple[HeadConfig, Head, Head | None]:
+    """What the losses over the completion positions read; the teacher's side is a constant."""
+    head = Head(completion_hidden(params, student, batch, remat=remat), head_table(params, student))
+    if teacher is None:
+        return HeadConfig(student.final_logit_softcapping, None, student.vocab_size), head, None
+    constants, config = jax.lax.stop_gradient(teacher[0]), teacher[1]
+    vocab_size = min(student.vocab_size, config.vocab_size)
+    heads = HeadConfig(student.final_logit_softcapping, config.final_logit_softcapping, vocab_size)
+    return heads, head, Head(completion_hidden(constants, config, batch), head_table(constants, config))
 
 
 def batch_loss(
     params: Params,
-    config: ModelConfig,
+    student: ModelConfig,
     method: Method,
     batch: Batch,
     weights: Float[Array, "B N"],
-    teacher_logits: Float[Array, "B N V"] | None,
+    teacher: tuple[Params, ModelConfig] | None,
     *,
     remat: bool = False,
 ) -> Float[Array, ""]:
     """Σ weights · method values; a part of the batch's loss where the batch is a part."""
-    vocab_size = None if teacher_logits is None else teacher_logits.shape[-1]
-    logits = completion_logits(params, config, batch, vocab_size=vocab_size, remat=remat)
-    values = method.loss(logits, jnp.asarray(batch.completions), teacher_logits)
-    return jnp.sum(jnp.where(weights > 0.0, values, 0.0) * weights)
+    heads = completion_heads(params, student, batch, teacher, remat=remat)
+    return projected_loss(method.loss, *heads, jnp.asarray(batch.completions), weights)
 
 
 TrainStep = Callable[[TrainState, Params | None, Batch], tuple[TrainState, StepMetrics]]
@@ -167,13 +181,12 @@ def make_train_step(
       accumulation_steps: Equal parts the batch is worked through in, which bounds memory; must divide the rows.
       remat: Recompute activations in the backward pass.
     """
-    vocab_size = None if teacher is None else min(student.vocab_size, teacher.vocab_size)
 
     def part_gradient(params: Params, teacher_params: Params | None, part: Batch, weights: Array) -> tuple[Array, Any]:
-        teacher_logits = None
+        known = None
         if method.needs_teacher and teacher is not None and teacher_params is not None:
-            teacher_logits = completion_logits(teacher_params, teacher, part, vocab_size=vocab_size)
-        return jax.value_and_grad(batch_loss)(params, student, method, part, weights, teacher_logits, remat=remat)
+            known = (teacher_params, teacher)
+        return jax.value_and_grad(batch_loss)(params, student, method, part, weights, known, remat=remat)
 
     def step(state: TrainState, teacher_params: Params | None, batch: Batch) -> tuple[TrainState, StepMetrics]:
         mask = completion_mask(jnp.asarray(batch.completion_lengths), batch.completions.shape[1])

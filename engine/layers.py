@@ -54,6 +54,14 @@ def soft_cap(x: Float[Array, "*shape"], cap: float | None) -> Float[Array, "*sha
     return x if cap is None else cap * jnp.tanh(x / cap)
 
 
+def head_logits(
+    hidden: Float[Array, "*batch D"], table: Float[Array, "V D"], cap: float | None
+) -> Float[Array, "*batch V"]:
+    """Logits of hidden states over the rows of a table: float32, whatever the inputs are, and soft-capped."""
+    contract = (((hidden.ndim - 1,), (1,)), ((), ()))
+    return soft_cap(jax.lax.dot_general(hidden, table, contract, preferred_element_type=jnp.float32), cap)
+
+
 def embed(table: Float[Array, "V D"], tokens: Int[Array, "B T"], scaled: bool) -> Float[Array, "B T D"]:
     """Rows of the token table, times sqrt(D) where the family scales its embeddings.
 

@@ -29,7 +29,7 @@ from jaxtyping import Array, Bool, Float, Int
 from attar.engine.attention import UNLIMITED_WINDOW, attend, visible_keys
 from attar.engine.config import ModelConfig
 from attar.engine.kv_cache import KVCache, write_layer, write_positions
-from attar.engine.layers import Layer, embed, gated_mlp, linear, rms_norm, soft_cap
+from attar.engine.layers import Layer, embed, gated_mlp, head_logits, linear, rms_norm
 from attar.engine.rope import apply_rope, rope_tables
 
 Params = dict[str, Any]
@@ -202,15 +202,18 @@ def hidden_states(
     return _scan_layers(params, config, tokens, positions, positions, None, remat)[0]
 
 
+def head_table(params: Params, config: ModelConfig) -> Float[Array, "V D"]:
+    """The matrix that projects to the vocabulary: the embeddings where they are tied."""
+    table: Array = params["embed_tokens" if config.tie_word_embeddings else "lm_head"]
+    return table
+
+
 def project_logits(params: Params, config: ModelConfig, hidden: Float[Array, "*batch D"]) -> Float[Array, "*batch V"]:
     """Logits of hidden states, float32, soft-capped where the family caps them.
 
     Costs 2 * D * V operations a position: select the positions that count before calling it.
     """
-    table = params["embed_tokens" if config.tie_word_embeddings else "lm_head"]
-    contract = (((hidden.ndim - 1,), (1,)), ((), ()))
-    logits = jax.lax.dot_general(hidden, table, contract, preferred_element_type=jnp.float32)  # [..., V]
-    return soft_cap(logits, config.final_logit_softcapping)
+    return head_logits(hidden, head_table(params, config), config.final_logit_softcapping)
 
 
 def forward(

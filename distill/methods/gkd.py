@@ -2,39 +2,60 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from typing import get_args
 
 from jaxtyping import Array, Float, Int
 
-from attar.distill.losses import generalized_jsd
+from attar.distill.divergences import (
+    DivergenceName,
+    forward_kl,
+    generalized_jsd,
+    reverse_kl,
+    skew_kl,
+    skew_reverse_kl,
+    total_variation,
+)
 
 
 @dataclass(frozen=True)
 class Gkd:
     """Generalised knowledge distillation.
 
-    λ = 0 with β = 0 is supervised distillation, λ = 1 with β = 0 on-policy distillation with the forward KL, λ = 1
-    with β = 1 on-policy distillation with the reverse KL.
+    λ = 0 with the forward KL is supervised distillation, λ = 1 with it on-policy distillation.
 
     Attributes:
       on_policy_fraction: λ, the probability that a batch is sampled from the student; drawn once per batch.
-      beta: Mixture weight of the generalised JSD; 0 is KL(teacher ‖ student), 1 is KL(student ‖ teacher).
-      temperature: Divides both sides' logits inside the divergence (sampling has a temperature of its own).
+      divergence: Which one; see `divergences`.
+      beta: Of `jsd`: mixture weight of the teacher; 0 is KL(teacher ‖ student), 1 is KL(student ‖ teacher).
+      skew: α of `skew_kl` and `skew_reverse_kl`.
+      temperature: Divides the student's logits inside the divergence (sampling has a temperature of its own).
+      teacher_temperature: Divides the teacher's; None is `temperature`.
 
     References:
       Agarwal et al., 2024, arXiv:2306.13649, algorithm 1 and eq. 1.
     """
 
     on_policy_fraction: float = 0.5
+    divergence: DivergenceName = "jsd"
     beta: float = 0.5
+    skew: float = 0.1
     temperature: float = 1.0
+    teacher_temperature: float | None = None
     name: str = "gkd"
     needs_teacher: bool = True
 
     def __post_init__(self) -> None:
+        if self.divergence not in get_args(DivergenceName):
+            allowed = ", ".join(get_args(DivergenceName))
+            raise ValueError(f"divergence must be one of {allowed}, got {self.divergence!r}")
         for field, value in (("lambda", self.on_policy_fraction), ("beta", self.beta)):
             if not 0.0 <= value <= 1.0:
                 raise ValueError(f"{field} must be in [0, 1], got {value}")
+        if not 0.0 <= self.skew < 1.0:
+            raise ValueError(f"skew must be in [0, 1), got {self.skew}")
 
     def loss(
         self,
@@ -45,4 +66,17 @@ class Gkd:
         """Divergence between teacher and student at each completion position; the targets only set the context."""
         if teacher_logits is None:
             raise ValueError("gkd needs the teacher's logits, got none")
-        return generalized_jsd(student_logits, teacher_logits, self.beta, self.temperature)
+        divergences: dict[DivergenceName, Callable[..., Array]] = {
+            "jsd": partial(generalized_jsd, beta=self.beta),
+            "forward_kl": forward_kl,
+            "reverse_kl": reverse_kl,
+            "skew_kl": partial(skew_kl, skew=self.skew),
+            "skew_reverse_kl": partial(skew_reverse_kl, skew=self.skew),
+            "total_variation": total_variation,
+        }
+        return divergences[self.divergence](
+            student_logits,
+            teacher_logits,
+            temperature=self.temperature,
+            teacher_temperature=self.teacher_temperature,
+        )

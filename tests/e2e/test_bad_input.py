@@ -151,6 +151,24 @@ def test_bad_data(tmp_path: Path, teacher: Path, content: str, place: str) -> No
     assert place in refuse(*distill(teacher, data, tmp_path / "run", *method))
 
 
+@pytest.mark.parametrize(
+    ("options", "idle"),
+    [
+        (("--method", "sft", "--lambda", 0.5), "--lambda"),
+        (("--method", "sft", "--teacher-temperature", 2.0), "--teacher-temperature"),
+        (("--divergence", "reverse_kl", "--beta", 0.3), "--beta"),
+        (("--skew", 0.2), "--skew"),
+    ],
+)
+def test_options_that_would_do_nothing(
+    tmp_path: Path, teacher: Path, data: Path, options: tuple[object, ...], idle: str
+) -> None:
+    command = distill(teacher, data, tmp_path / "run", *options)
+    result = CliRunner().invoke(main, [str(argument) for argument in command])
+    assert result.exit_code == 2
+    assert f"{idle} would do nothing" in result.stderr
+
+
 def test_missing_data(tmp_path: Path, teacher: Path) -> None:
     assert "absent.jsonl" in refuse(*distill(teacher, tmp_path / "absent.jsonl", tmp_path / "run"))
 

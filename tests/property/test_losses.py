@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from jax import Array
 
-from attar.distill.losses import completion_mask, forward_kl, generalized_jsd, reverse_kl, token_weights
+from attar.distill.divergences import forward_kl, generalized_jsd, reverse_kl
+from attar.distill.losses import completion_mask, token_weights
 
 V = 7
 logits = hnp.arrays(np.float32, V, elements=st.floats(-30, 30, width=32)).map(jnp.asarray)

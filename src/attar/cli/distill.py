@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, get_args
 
 import click
 from rich.markup import escape
@@ -15,12 +15,25 @@ from attar.cli._console import out, progress_bar
 from attar.cli._models import model_source
 from attar.cli._tables import evaluation_table
 from attar.distill.config import TrainConfig
+from attar.distill.divergences import DivergenceName
 from attar.distill.evaluate import Evaluation
 from attar.distill.progress import StepReport
 from attar.distill.trainer import train
 
 _POSITIVE = click.IntRange(1)
 _SHARE = click.FloatRange(0, 1)
+_ABOVE_0 = click.FloatRange(0, min_open=True)
+# What each method reads beyond what all read; an option that would do nothing is refused.
+_GKD_ONLY = (
+    "on_policy_fraction",
+    "divergence",
+    "beta",
+    "skew",
+    "divergence_temperature",
+    "teacher_temperature",
+    "sampling_temperature",
+)
+_DIVERGENCE_ONLY = {"beta": ("jsd",), "skew": ("skew_kl", "skew_reverse_kl")}
 
 
 @click.command("distill")
@@ -32,14 +45,17 @@ _SHARE = click.FloatRange(0, 1)
 @click.option("--student-shape", help="Start from random weights in a preset's shape, or a config.json's.")
 @click.option("--method", type=click.Choice(["sft", "gkd"]), default="gkd", show_default=True, help="See below.")
 @click.option("--lambda", "on_policy_fraction", type=_SHARE, default=0.5, show_default=True, help="On-policy share.")
-@click.option("--beta", type=_SHARE, default=0.5, show_default=True, help="0 forward KL, 1 reverse KL, else JSD.")
-@click.option("--divergence-temperature", type=click.FloatRange(0, min_open=True), default=1.0, show_default=True)
-@click.option("--sampling-temperature", type=click.FloatRange(0, min_open=True), default=1.0, show_default=True)
+@click.option("--divergence", type=click.Choice(get_args(DivergenceName)), default="jsd", show_default=True)
+@click.option("--beta", type=_SHARE, default=0.5, show_default=True, help="Of jsd: 0 forward KL, 1 reverse KL.")
+@click.option("--skew", type=click.FloatRange(0, 1, max_open=True), default=0.1, show_default=True, help="Of skew_*.")
+@click.option("--divergence-temperature", type=_ABOVE_0, default=1.0, show_default=True, help="Of both sides' logits.")
+@click.option("--teacher-temperature", type=_ABOVE_0, help="Of the teacher's logits, where it is another.")
+@click.option("--sampling-temperature", type=_ABOVE_0, default=1.0, show_default=True)
 @click.option("--normalization", type=click.Choice(["sequence", "token"]), default="sequence", show_default=True)
 @click.option("--steps", type=_POSITIVE, default=1000, show_default=True)
 @click.option("--batch-size", type=_POSITIVE, default=16, show_default=True)
 @click.option("--accumulation-steps", type=_POSITIVE, default=1, show_default=True, help="Parts of a batch.")
-@click.option("--learning-rate", type=click.FloatRange(0, min_open=True), default=3e-4, show_default=True)
+@click.option("--learning-rate", type=_ABOVE_0, default=3e-4, show_default=True)
 @click.option("--warmup-steps", type=click.IntRange(0), default=0, show_default=True)
 @click.option("--schedule", type=click.Choice(["constant", "linear", "cosine"]), default="linear", show_default=True)
 @click.option("--weight-decay", type=click.FloatRange(0), default=0.0, show_default=True)
@@ -67,6 +83,7 @@ def command(data: Path, run_dir: Path, eval_data: Path | None, **options: Any) -
     config.json, metrics.jsonl, checkpoints/, student/ (a Hugging Face folder) and report.html.
     """
     use_compilation_cache()
+    _refuse_idle_options(options)
     train_data, held_out = _data_files(data, eval_data)
     config = _make_config(train_data, held_out, options)
     with RunDisplay(config) as display:
@@ -74,6 +91,22 @@ def command(data: Path, run_dir: Path, eval_data: Path | None, **options: Any) -
     if result.evaluation is not None:
         out.print(evaluation_table("final evaluation", result.evaluation))
     out.print(f"student: {result.student}\nreport:  {result.report}", soft_wrap=True)
+
+
+def _refuse_idle_options(options: dict[str, Any]) -> None:
+    """Names an option that was given and that the chosen method does not read."""
+    context = click.get_current_context()
+    names = {parameter.name: parameter.opts[0] for parameter in context.command.params}
+
+    def refuse(name: str, why: str) -> None:
+        if context.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT:
+            raise click.UsageError(f"{names[name]} would do nothing: {why}")
+
+    for name in _GKD_ONLY if options["method"] != "gkd" else ():
+        refuse(name, f"--method {options['method']} does not read it")
+    for name, kinds in _DIVERGENCE_ONLY.items():
+        if options["divergence"] not in kinds:
+            refuse(name, f"--divergence {options['divergence']} does not read it; {' and '.join(kinds)} do")
 
 
 def _data_files(data: Path, eval_data: Path | None) -> tuple[Path, Path | None]:

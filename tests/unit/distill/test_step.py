@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from attar.distill import projected_loss
 from attar.distill.batches import Batch, pad_batch
 from attar.distill.data import Example
 from attar.distill.losses import Normalization
@@ -19,14 +20,14 @@ from attar.distill.step import (
     StepMetrics,
     TrainState,
     TrainStep,
-    completion_logits,
+    completion_hidden,
     init_state,
     learning_rate_schedule,
     make_optimizer,
     make_train_step,
 )
 from attar.engine.config import ModelConfig
-from attar.engine.transformer import Params, forward, init_params
+from attar.engine.transformer import Params, forward, init_params, project_logits
 
 OPTIMIZER = OptimizerConfig(learning_rate=1e-2, steps=10, schedule="constant", weight_decay=0.1)
 EOS = 2
@@ -149,6 +150,22 @@ def test_accumulation_equals_the_big_batch(shape: ModelConfig) -> None:
     assert_close(parts.params, whole.params, 1e-5)
 
 
+@pytest.mark.parametrize("chunk_logits", [1, 259 * 4 * 3, 259 * 4 * 5])
+def test_positions_projected_a_few_at_a_time_give_the_same_loss_and_update(
+    shape: ModelConfig, monkeypatch: pytest.MonkeyPatch, chunk_logits: int
+) -> None:
+    # One, three or five positions of four rows; three and five do not divide the eight there are.
+    batch = pad_batch(ROWS, 8, 8, 0)
+    whole, metrics = one_step(shape, Gkd(beta=0.3), batch)
+    monkeypatch.setattr(projected_loss, "CHUNK_LOGITS", chunk_logits)
+    optimizer = make_optimizer(OPTIMIZER)
+    step = make_train_step(shape, shape, Gkd(beta=0.3), optimizer)
+    parts, part_metrics = step(init_state(network(shape, 0), optimizer), network(shape, 1), batch)
+    assert part_metrics.loss == pytest.approx(float(metrics.loss), rel=1e-6)
+    assert part_metrics.grad_norm == pytest.approx(float(metrics.grad_norm), rel=1e-5)
+    assert_close(parts.params, whole.params, 1e-5)
+
+
 def test_a_row_with_an_empty_completion_is_not_one_of_the_sequences(shape: ModelConfig) -> None:
     _, metrics = one_step(shape, Gkd(beta=0.3), pad_batch([*ROWS[:3], EMPTY], 8, 8, 0))
     expected = np.mean([value.mean() for value in expected_losses(shape, ROWS, 0.3)[:3]])
@@ -190,10 +207,10 @@ def test_a_teacher_with_a_padded_vocabulary_gives_the_same_loss(shape: ModelConf
     assert metrics.loss == pytest.approx(expected, rel=1e-5)
 
 
-def test_completion_logits_are_those_of_the_whole_sequence(shape: ModelConfig) -> None:
+def test_completion_states_are_those_of_the_whole_sequence(shape: ModelConfig) -> None:
     params = network(shape, 0)
     batch = pad_batch(ROWS, 8, 8, 0)
-    logits = jax.jit(completion_logits, static_argnums=1)(params, shape, batch)
+    logits = project_logits(params, shape, jax.jit(completion_hidden, static_argnums=1)(params, shape, batch))
     for row, actual in zip(ROWS, logits, strict=True):
         tokens = np.zeros((1, 16), np.int32)
         tokens[0, : len(row.prompt) + len(row.completion)] = np.concatenate([row.prompt, row.completion])

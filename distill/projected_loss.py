@@ -1,0 +1,198 @@
+"""The loss at the end of the student, without the logits of a whole batch in memory.
+
+Logits of one model over a vocabulary of 262,144 take 1 MB a token, and a divergence wants several arrays of that size.
+Here hidden states go in: a few completion positions at a time are projected to the vocabulary, by the student and by
+the teacher, and give their part of the loss and, at once, of its gradient with respect to the student's hidden states
+and table. Memory does not depend on the number of tokens, nor on the vocabulary beyond the table's own gradient.
+
+References:
+  Hsu et al., 2024, "Liger Kernel", arXiv:2410.10989, section 3.2, for the gradient taken in the forward pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, PyTree
+
+from attar.engine.layers import head_logits
+
+# Logits of one model that are held at once, 16 MB in float32: enough for the products to run at full speed.
+CHUNK_LOGITS = 1 << 22
+
+Total = TypeVar("Total")
+
+TokenLoss = Callable[[Array, Any, Array | None], Array]
+"""(student logits [B, n, V], labels [B, n, ...], teacher logits [B, n, V] or None) -> values [B, n] in nats."""
+
+
+class Head(NamedTuple):
+    """What becomes logits: hidden states of the completion positions, the table, and its soft cap; a pytree.
+
+    Attributes:
+      hidden: [B, N, D], normed.
+      table: [V, D].
+    """
+
+    hidden: Float[Array, "B N D"]
+    table: Float[Array, "V D"]
+
+
+class HeadConfig(NamedTuple):
+    """What is static about the projections.
+
+    Attributes:
+      student_cap, teacher_cap: Soft caps of the logits; None where the family has none.
+      vocab_size: The first so many logits count: models of one family may pad one vocabulary to different sizes.
+    """
+
+    student_cap: float | None
+    teacher_cap: float | None
+    vocab_size: int
+
+
+def projected_loss(
+    token_loss: TokenLoss,
+    config: HeadConfig,
+    student: Head,
+    teacher: Head | None,
+    labels: PyTree,
+    weights: Float[Array, "B N"],
+) -> Float[Array, ""]:
+    """Σ weights · token_loss over the completion positions; differentiable in the student's head alone.
+
+    Args:
+      token_loss: The method's loss; hashable, as a bound method of a frozen dataclass is.
+      config: Of the projections.
+      student: Its hidden states and table.
+      teacher: The same of the teacher, constants; None where the loss needs no teacher.
+      labels: Arrays [B, N, ...] that `token_loss` reads at each position.
+      weights: Of each position. Positions of weight 0 may hold anything, and those after the last that counts cost
+        nothing.
+    """
+    return _projected_loss(token_loss, config, student, teacher, labels, weights)
+
+
+def projected_sums(
+    token_values: Callable[[Array, Any, Array | None], dict[str, Array]],
+    config: HeadConfig,
+    student: Head,
+    teacher: Head | None,
+    labels: PyTree,
+    counted: Bool[Array, "B N"],
+) -> dict[str, Float[Array, " B"]]:
+    """Sums over the counted positions of each row, by name; for evaluation.
+
+    Args:
+      token_values: As a `TokenLoss`, but for several values [B, n] by name.
+      config, student, teacher, labels: As of `projected_loss`.
+    """
+
+    def sums(chunk: _Chunk) -> dict[str, Array]:
+        logits, teacher_logits = _chunk_logits(config, student.table, chunk, teacher)
+        values = token_values(logits, chunk.labels, teacher_logits)
+        return {name: jnp.sum(jnp.where(chunk.weights > 0.0, v, 0.0), axis=1) for name, v in values.items()}
+
+    def add(total: dict[str, Array], at: Array, chunk: _Chunk) -> dict[str, Array]:
+        return {name: total[name] + part for name, part in sums(chunk).items()}
+
+    weights = counted.astype(jnp.float32)
+    whole = _Chunk(student.hidden, None if teacher is None else teacher.hidden, labels, weights)
+    start = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(sums, whole))
+    return _fold(add, start, config, student, teacher, labels, weights)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _projected_loss(
+    token_loss: TokenLoss, config: HeadConfig, student: Head, teacher: Head | None, labels: PyTree, weights: Array
+) -> Array:
+    def add(loss: Array, at: Array, chunk: _Chunk) -> Array:
+        return loss + _chunk_loss(token_loss, config, student.table, chunk, teacher)
+
+    return _fold(add, jnp.zeros(()), config, student, teacher, labels, weights)
+
+
+def _forward(
+    token_loss: TokenLoss, config: HeadConfig, student: Head, teacher: Head | None, labels: PyTree, weights: Array
+) -> tuple[Array, Head]:
+    """The loss and its gradient, so that the backward pass needs no logits."""
+
+    def add(total: tuple[Array, Head], at: Array, chunk: _Chunk) -> tuple[Array, Head]:
+        loss, gradient = total
+
+        def value(hidden: Array, table: Array) -> Array:
+            return _chunk_loss(token_loss, config, table, chunk._replace(student=hidden), teacher)
+
+        part, (d_hidden, d_table) = jax.value_and_grad(value, argnums=(0, 1))(chunk.student, student.table)
+        before = jax.lax.dynamic_slice_in_dim(gradient.hidden, at, d_hidden.shape[1], axis=1)  # of an overlap
+        hidden = jax.lax.dynamic_update_slice_in_dim(gradient.hidden, before + d_hidden, at, axis=1)
+        return loss + part, Head(hidden, gradient.table + d_table.astype(jnp.float32))
+
+    zeros = Head(jnp.zeros_like(student.hidden), jnp.zeros(student.table.shape, jnp.float32))
+    return _fold(add, (jnp.zeros(()), zeros), config, student, teacher, labels, weights)
+
+
+def _backward(
+    token_loss: TokenLoss, config: HeadConfig, gradient: Head, cotangent: Array
+) -> tuple[Head, None, None, None]:
+    dtype = gradient.hidden.dtype  # of the student's computation, its table included
+    return jax.tree.map(lambda leaf: (cotangent * leaf).astype(dtype), gradient), None, None, None
+
+
+_projected_loss.defvjp(_forward, _backward)
+
+
+class _Chunk(NamedTuple):
+    """n positions of every row: hidden states of both models, labels and weights."""
+
+    student: Array  # [B, n, D]
+    teacher: Array | None
+    labels: PyTree
+    weights: Array  # [B, n]
+
+
+def _chunk_logits(config: HeadConfig, table: Array, chunk: _Chunk, teacher: Head | None) -> tuple[Array, Array | None]:
+    """Logits [B, n, V] of the student and the teacher."""
+    logits = head_logits(chunk.student, table, config.student_cap)[..., : config.vocab_size]
+    if teacher is None or chunk.teacher is None:
+        return logits, None
+    return logits, head_logits(chunk.teacher, teacher.table, config.teacher_cap)[..., : config.vocab_size]
+
+
+def _chunk_loss(token_loss: TokenLoss, config: HeadConfig, table: Array, chunk: _Chunk, teacher: Head | None) -> Array:
+    """Σ weights · token_loss of one chunk."""
+    logits, teacher_logits = _chunk_logits(config, table, chunk, teacher)
+    values = token_loss(logits, chunk.labels, teacher_logits)
+    return jnp.sum(jnp.where(chunk.weights > 0.0, values, 0.0) * chunk.weights)
+
+
+def _fold(
+    add: Callable[[Total, Array, _Chunk], Total],
+    start: Total,
+    config: HeadConfig,
+    student: Head,
+    teacher: Head | None,
+    labels: PyTree,
+    weights: Array,
+) -> Total:
+    """add(total, first position, chunk) over chunks of positions, as far as any row has weights."""
+    whole = _Chunk(student.hidden, None if teacher is None else teacher.hidden, labels, weights)
+    B, N = weights.shape
+    n = min(N, max(1, CHUNK_LOGITS // (B * config.vocab_size)))
+    if n == N:
+        return add(start, jnp.int32(0), whole)
+    counted = jnp.max(jnp.where(jnp.any(weights > 0.0, axis=0), jnp.arange(1, N + 1), 0))  # positions up to the last
+
+    def step(state: tuple[Array, Total]) -> tuple[Array, Total]:
+        i, total = state
+        begin = jnp.minimum(i * n, N - n)  # the last chunk reaches back, and counts what is new
+        chunk: _Chunk = jax.tree.map(lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, begin, n, axis=1), whole)
+        new = begin + jnp.arange(n) >= i * n
+        return i + 1, add(total, begin, chunk._replace(weights=jnp.where(new, chunk.weights, 0.0)))
+
+    _, total = jax.lax.while_loop(lambda state: state[0] * n < counted, step, (jnp.int32(0), start))
+    return total
