@@ -3,8 +3,9 @@
     python -m benchmarks.vocabulary_memory [--vocabularies 32768 262144] [--json]
 
 One step of on-policy GKD's training (Llama shape: student 4 layers of 256, teacher 8 of 512, batch 8, 64 + 64 tokens,
-AdamW, float32, random weights) in a process of its own for each vocabulary. What has the size of the tables themselves is
-taken off: the student's table, its gradient, AdamW's two moments, and the teacher's table. What is left must not grow.
+AdamW, float32, random weights) in a process of its own for each vocabulary. What has the size of the tables themselves
+is taken off: the student's table, its gradient, AdamW's two moments, and the teacher's table. What is left must not
+grow.
 """
 
 from __future__ import annotations
@@ -94,7 +95,10 @@ def measure_here(vocabulary: int) -> Measured:
 def print_table(found: list[Measured], ratio: float) -> None:
     """Megabytes by vocabulary, and the verdict."""
     rows = [
-        [f"{one.vocabulary:,}", *(f"{value / 1e6:,.0f}" for value in (one.peak, one.tables, one.rest, one.dense_logits))]
+        [
+            f"{one.vocabulary:,}",
+            *(f"{value / 1e6:,.0f}" for value in (one.peak, one.tables, one.rest, one.dense_logits)),
+        ]
         for one in found
     ]
     columns = ["vocabulary", "peak", "tables", "the rest", "one array of all logits"]

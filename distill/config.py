@@ -13,7 +13,7 @@ from attar.distill.losses import Normalization
 from attar.distill.methods.gkd import Gkd
 from attar.distill.methods.method import Method
 from attar.distill.methods.sft import Sft
-from attar.distill.step import OptimizerConfig, Schedule
+from attar.distill.step import ComputeDtype, OptimizerConfig, Schedule
 from attar.engine.sampling import SamplingParams
 
 MethodName = Literal["sft", "gkd"]
@@ -47,6 +47,8 @@ class TrainConfig:
       accumulation_steps: Parts that a batch is worked through in; must divide `batch_size`.
       prompt_buckets: Lengths that prompts are padded to; each costs a compilation. `completion_buckets` likewise.
       remat: Recompute activations in the backward pass, for less memory and more time.
+      compute_dtype: Of both models' products and activations, and of the teacher's weights. The student's weights,
+        logits, losses and updates are float32 in any case.
       eval_data: JSONL file to evaluate on, every `eval_every` steps and at the end; None does not evaluate.
       eval_examples: Examples used of it.
       checkpoint_every: Steps between checkpoints; `keep_checkpoints` of them are kept.
@@ -83,6 +85,7 @@ class TrainConfig:
     prompt_buckets: int = 3
     completion_buckets: int = 1
     remat: bool = False
+    compute_dtype: ComputeDtype = "float32"
     eval_data: str | None = None
     eval_every: int = 200
     eval_examples: int = 64
@@ -165,6 +168,7 @@ def _check_choices(config: TrainConfig) -> None:
         ("prompt_format", get_args(PromptFormat)),
         ("normalization", get_args(Normalization)),
         ("schedule", get_args(Schedule)),
+        ("compute_dtype", get_args(ComputeDtype)),
     )
     for name, allowed in choices:
         if getattr(config, name) not in allowed:

@@ -24,6 +24,7 @@ from attar.engine.config import ModelConfig
 from attar.engine.transformer import Params, head_table, hidden_states
 
 Schedule = Literal["constant", "linear", "cosine"]
+ComputeDtype = Literal["float32", "bfloat16"]
 
 
 class TrainState(NamedTuple):
@@ -107,6 +108,12 @@ def init_state(params: Params, optimizer: optax.GradientTransformation) -> Train
     return TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32))
 
 
+def cast_matrices(params: Params, dtype: ComputeDtype) -> Params:
+    """Matrices in the dtype of the products; norms stay float32, where they are computed."""
+    matrices = _is_matrix(params)
+    return jax.tree.map(lambda leaf, matrix: leaf.astype(dtype) if matrix else leaf, params, matrices)  # type: ignore[no-any-return]  # a tree of Params' structure
+
+
 def completion_hidden(
     params: Params, config: ModelConfig, batch: Batch, *, remat: bool = False
 ) -> Float[Array, "B N D"]:
@@ -169,6 +176,7 @@ def make_train_step(
     normalization: Normalization = "sequence",
     accumulation_steps: int = 1,
     remat: bool = False,
+    compute_dtype: ComputeDtype = "float32",
 ) -> TrainStep:
     """Builds the jitted step `(state, teacher_params, batch) -> (state, metrics)`; the old state is donated.
 
@@ -180,13 +188,20 @@ def make_train_step(
       normalization: How tokens are averaged, over the whole batch whatever the accumulation.
       accumulation_steps: Equal parts the batch is worked through in, which bounds memory; must divide the rows.
       remat: Recompute activations in the backward pass.
+      compute_dtype: Of the products and activations of both models. Weights, their gradients and updates, logits and
+        losses are float32 in any case.
     """
 
     def part_gradient(params: Params, teacher_params: Params | None, part: Batch, weights: Array) -> tuple[Array, Any]:
         known = None
         if method.needs_teacher and teacher is not None and teacher_params is not None:
-            known = (teacher_params, teacher)
-        return jax.value_and_grad(batch_loss)(params, student, method, part, weights, known, remat=remat)
+            known = (cast_matrices(teacher_params, compute_dtype), teacher)
+
+        def loss(params: Params) -> Array:
+            computed = cast_matrices(params, compute_dtype)
+            return batch_loss(computed, student, method, part, weights, known, remat=remat)
+
+        return jax.value_and_grad(loss)(params)
 
     def step(state: TrainState, teacher_params: Params | None, batch: Batch) -> tuple[TrainState, StepMetrics]:
         mask = completion_mask(jnp.asarray(batch.completion_lengths), batch.completions.shape[1])

@@ -29,7 +29,9 @@ from attar.distill.rollout import sample_batch
 from attar.distill.run_folder import MetricsLog, RunError, open_run, settle_config
 from attar.distill.run_inputs import held_out_buckets, load_data, resolved_config
 from attar.distill.step import (
+    ComputeDtype,
     StepMetrics,
+    cast_matrices,
     init_state,
     learning_rate_schedule,
     make_optimizer,
@@ -109,7 +111,7 @@ class _Run:
         self._run_dir = run_dir
         self._callback = callback
         self._student = models.student.config
-        self._teacher = models.teacher
+        self._teacher = models.teacher and _in_dtype(models.teacher, config.compute_dtype)
         self._tokenizer = models.tokenizer
         self._tokenizer_source = models.tokenizer_source
         self._held_out = held_out
@@ -131,6 +133,7 @@ class _Run:
             normalization=config.normalization,
             accumulation_steps=config.accumulation_steps,
             remat=config.remat,
+            compute_dtype=config.compute_dtype,
         )
 
     def take_up(self, params: Params, resolved: dict[str, Any]) -> None:
@@ -181,7 +184,7 @@ class _Run:
 
     def _sample(self, batch: Batch, step: int) -> Batch:
         return sample_batch(
-            self._state.params,
+            _in_dtype(Network(self._state.params, self._student), self._config.compute_dtype).params,
             self._student,
             batch,
             max_new_tokens=self._config.max_new_tokens,
@@ -254,6 +257,13 @@ class _Run:
         except OSError as error:
             raise RunError(f"{self._run_dir}: cannot be written: {error}; free space and resume the run") from None
         return TrainResult(student, report, evaluation)
+
+
+_cast = jax.jit(cast_matrices, static_argnames="dtype")
+
+
+def _in_dtype(network: Network, dtype: ComputeDtype) -> Network:
+    return network if dtype == "float32" else Network(_cast(network.params, dtype), network.config)
 
 
 def _step_key(seed: int, step: int) -> Array:

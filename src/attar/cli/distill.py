@@ -18,6 +18,7 @@ from attar.distill.config import TrainConfig
 from attar.distill.divergences import DivergenceName
 from attar.distill.evaluate import Evaluation
 from attar.distill.progress import StepReport
+from attar.distill.step import ComputeDtype
 from attar.distill.trainer import train
 
 _POSITIVE = click.IntRange(1)
@@ -68,6 +69,7 @@ _DIVERGENCE_ONLY = {"beta": ("jsd",), "skew": ("skew_kl", "skew_reverse_kl")}
 @click.option("--eval-examples", type=_POSITIVE, default=64, show_default=True)
 @click.option("--checkpoint-every", type=_POSITIVE, default=100, show_default=True)
 @click.option("--remat", is_flag=True, help="Recompute activations: less memory, more time.")
+@click.option("--compute-dtype", type=click.Choice(get_args(ComputeDtype)), default="float32", show_default=True)
 @click.option("--seed", type=int, default=0, show_default=True)
 def command(data: Path, run_dir: Path, eval_data: Path | None, **options: Any) -> None:
     """Train a student in a run folder. The same command on the same folder continues a run that was stopped, and

@@ -195,6 +195,17 @@ def test_a_student_equal_to_its_teacher_has_loss_zero(shape: ModelConfig) -> Non
     assert metrics.grad_norm < 1e-5
 
 
+@pytest.mark.parametrize("teacher_seed", [0, 1])
+def test_bfloat16_products_keep_float32_weights_and_losses(shape: ModelConfig, teacher_seed: int) -> None:
+    optimizer, batch = make_optimizer(OPTIMIZER), pad_batch(ROWS, 8, 8, 0)
+    step = make_train_step(shape, shape, Gkd(beta=0.3), optimizer, compute_dtype="bfloat16")
+    state, metrics = step(init_state(network(shape, 0), optimizer), network(shape, teacher_seed), batch)
+    _, exact = one_step(shape, Gkd(beta=0.3), batch, teacher_seed=teacher_seed)
+    assert {leaf.dtype for leaf in jax.tree.leaves(state.params)} == {jnp.dtype(jnp.float32)}
+    # Equal weights give equal logits in any precision; others differ by bfloat16's rounding.
+    assert metrics.loss == pytest.approx(float(exact.loss), abs=1e-9 if teacher_seed == 0 else 0.02 * float(exact.loss))
+
+
 def test_a_teacher_with_a_padded_vocabulary_gives_the_same_loss(shape: ModelConfig) -> None:
     # Models of one family pad one vocabulary to different sizes; the rows beyond it are never tokens.
     padded = shape.replace(vocab_size=shape.vocab_size + 5)
