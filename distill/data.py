@@ -1,10 +1,12 @@
 """Reads prompts and completions from JSONL and turns them into token ids with completion-only losses.
 
-One JSON object a line, in one of two forms:
+One JSON object a line, in one of three forms:
     {"prompt": "...", "completion": "..."}
     {"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}, ...]}
+    {"question": "...", "answer": "..."}
 Of a conversation every assistant turn becomes one example, whose prompt is the conversation up to it: the same
 tokens are learnt as with a mask over the whole conversation, and each turn can also be sampled on-policy.
+The third is GSM8K's form, which becomes a prompt and a completion by `attar.distill.answers`.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from attar.distill.answers import answer_completion, question_prompt
 from attar.engine.chat_template import ChatTemplateError, render_chat
 from attar.engine.tokenizer import Tokenizer
 
@@ -116,7 +119,7 @@ def load_examples(
     examples: list[Example] = []
     for record in parse_records(path, content):
         if record.completion is None and not record.messages and limits.needs_completion:
-            raise DataError(f"{path}:{record.line}: lacks the key 'completion', which this method trains on")
+            raise DataError(f"{path}:{record.line}: lacks a 'completion' (or 'answer'), which this method trains on")
         examples.extend(encoder.encode(record))
         if max_examples is not None and len(examples) >= max_examples:
             break
@@ -148,12 +151,22 @@ def _record(path: Path, line: int, value: Any) -> Record:
         raise DataError(f"{path}:{line}: must be a JSON object, got {type(value).__name__}")
     if "messages" in value:
         return Record(line, messages=_messages(path, line, value["messages"]))
-    if "prompt" not in value:
-        raise DataError(f"{path}:{line}: must have 'prompt' and 'completion', or 'messages'; got {sorted(value)}")
-    for key in ("prompt", "completion"):
+    if "prompt" in value:
+        prompt, completion = _strings(path, line, value, ("prompt", "completion"))
+        return Record(line, prompt, completion)
+    if "question" in value:
+        question, answer = _strings(path, line, value, ("question", "answer"))
+        return Record(line, question_prompt(question), None if answer is None else answer_completion(answer))
+    forms = "'prompt' and 'completion', or 'messages', or 'question' and 'answer'"
+    raise DataError(f"{path}:{line}: must have {forms}; got {sorted(value)}")
+
+
+def _strings(path: Path, line: int, value: dict[str, Any], keys: tuple[str, str]) -> tuple[str, str | None]:
+    """The strings under both keys, of which the second may be absent."""
+    for key in keys:
         if key in value and not isinstance(value[key], str):
             raise DataError(f"{path}:{line}: {key!r} must be a string, got {type(value[key]).__name__}")
-    return Record(line, value["prompt"], value.get("completion"))
+    return value[keys[0]], value.get(keys[1])
 
 
 def _messages(path: Path, line: int, value: Any) -> tuple[Message, ...]:

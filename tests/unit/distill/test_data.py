@@ -37,6 +37,20 @@ def test_chat_format_wraps_the_pair_in_the_template(tmp_path: Path, chat_tokeniz
     assert plain.prompt_text == "hi"
 
 
+def test_a_question_becomes_a_prompt_that_asks_it(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    path = write(tmp_path, {"question": "What is 1+1?", "answer": "1+1 = <<1+1=2>>2\n#### 2"})
+    (example,) = load_examples(path, tokenizer, LIMITS).examples
+    assert example.prompt_text == "Question: What is 1+1?\nAnswer:"
+    assert example.reference == "1+1 = <<1+1=2>>2\n#### 2"
+    assert example.completion.tolist() == [*tokenizer.encode(f" {example.reference}"), EOS]
+
+
+def test_a_pair_may_carry_a_question_and_an_answer(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    path = write(tmp_path, {"prompt": "a", "completion": "b", "question": 1, "answer": 2})
+    (example,) = load_examples(path, tokenizer, LIMITS).examples
+    assert (example.prompt_text, example.reference) == ("a", "b")
+
+
 def test_every_assistant_turn_is_an_example(tmp_path: Path, chat_tokenizer: Tokenizer) -> None:
     turns = [("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")]
     path = write(tmp_path, {"messages": [{"role": role, "content": text} for role, text in turns]})
@@ -80,8 +94,14 @@ GOOD = {"prompt": "a", "completion": "b"}
 BAD_LINES: list[tuple[str | dict[str, Any], str]] = [
     ('{"prompt": "a", "completion": "b"', "is not valid JSON"),
     ("[1, 2]", "must be a JSON object, got list"),
-    ({"completion": "b"}, "must have 'prompt' and 'completion', or 'messages'; got ['completion']"),
-    ({"prompt": "a"}, "lacks the key 'completion'"),
+    (
+        {"completion": "b"},
+        "must have 'prompt' and 'completion', or 'messages', or 'question' and 'answer'; got ['completion']",
+    ),
+    ({"prompt": "a"}, "lacks a 'completion' (or 'answer')"),
+    ({"question": "a"}, "lacks a 'completion' (or 'answer')"),
+    ({"question": ["a"], "answer": "b"}, "'question' must be a string, got list"),
+    ({"question": "a", "answer": 3}, "'answer' must be a string, got int"),
     ({"prompt": 3, "completion": "b"}, "'prompt' must be a string, got int"),
     ({"prompt": "a", "completion": None}, "'completion' must be a string, got NoneType"),
     ({"prompt": "a" * 60, "completion": "b"}, "the prompt must have at most 60 tokens"),
