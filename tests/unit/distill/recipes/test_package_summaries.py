@@ -7,7 +7,8 @@ import pytest
 
 from attar.distill.recipes import _debian_lists, package_summaries
 from attar.distill.recipes._debian_lists import AptError, Description, read_descriptions
-from attar.distill.recipes.package_summaries import build, clean, family_of, read_sample, split_of
+from attar.distill.recipes._packages import SPLITS, family_of, split_of
+from attar.distill.recipes.package_summaries import build, clean, read_sample
 
 TEXT = (
     "Frobnicate reads widget tables from disk and prints them as aligned columns. It understands several "
@@ -56,7 +57,7 @@ def test_versions_of_a_source_fall_on_one_side() -> None:
 
 def test_splits_have_the_stated_shares() -> None:
     names = [f"{a}{b}{c}" for a in "abcdefghijklmnop" for b in "abcdefghijklmnop" for c in "abcdefghijklmnop"]
-    shares = {name: sum(split_of(n) == name for n in names) / len(names) for name in package_summaries.SPLITS}
+    shares = {name: sum(split_of(n) == name for n in names) / len(names) for name in SPLITS}
     assert shares == pytest.approx({"train": 0.9, "validation": 0.05, "test": 0.05}, abs=0.01)
 
 
@@ -112,7 +113,7 @@ def test_missing_list_names_the_suite(tmp_path: Path) -> None:
 
 def test_max_words_leaves_longer_documents_out(tmp_path: Path) -> None:
     report = build(tmp_path, sample=True, max_words=40)
-    files = [tmp_path / f"{name}.jsonl" for name in package_summaries.SPLITS]
+    files = [tmp_path / f"{name}.jsonl" for name in SPLITS]
     rows = [json.loads(line) for file in files for line in file.read_text().splitlines()]
     lengths = [len(row["prompt"].removesuffix("\n\nOne-line summary:").split()) for row in rows]
     assert max(lengths) <= 40
