@@ -45,6 +45,14 @@ class Description:
     md5: str
 
 
+@dataclass(frozen=True)
+class Translation:
+    """A description in another language; attributes as in `Description`."""
+
+    synopsis: str
+    paragraphs: tuple[str, ...]
+
+
 def apt_mirror() -> tuple[str, Path]:
     """The Debian mirror and keyring of this system's apt sources.
 
@@ -147,6 +155,25 @@ def read_descriptions(
     return found
 
 
+def read_translations(
+    lists: Path, suites: tuple[str, ...], language: str, progress: Callable[[str], None] | None = None
+) -> dict[str, Translation]:
+    """The suites' texts in one language by the Description-md5 of the English text that they translate.
+
+    Raises:
+      AptError: If a suite's list is not in the folder.
+    """
+    found: dict[str, Translation] = {}
+    for suite in suites:
+        if progress:
+            progress(f"reading {suite} ({language})")
+        for stanza in read_stanzas(_list_file(lists, suite, f"Translation-{language}")):
+            text, md5 = stanza.get(f"Description-{language}"), stanza.get("Description-md5")
+            if text and md5:
+                found.setdefault(md5, Translation(*_synopsis_and_paragraphs(text)))
+    return found
+
+
 def _list_file(lists: Path, suite: str, ending: str) -> Path:
     matches = sorted(lists.glob(f"*_dists_{suite}_main_*{ending}"))
     if not matches:
@@ -158,15 +185,20 @@ def _description(stanza: Mapping[str, str], package: Mapping[str, str] | None, l
     text = stanza.get(f"Description-{language}")
     if text is None or package is None:
         return None
-    synopsis, *rest = text.split("\n")
+    synopsis, paragraphs = _synopsis_and_paragraphs(text)
     return Description(
         package=stanza["Package"],
         source=package.get("Source", stanza["Package"]).split(" ")[0],
         section=package.get("Section", "").split("/")[-1],
-        synopsis=synopsis.strip(),
-        paragraphs=tuple(_paragraphs(rest)),
+        synopsis=synopsis,
+        paragraphs=paragraphs,
         md5=stanza.get("Description-md5", ""),
     )
+
+
+def _synopsis_and_paragraphs(text: str) -> tuple[str, tuple[str, ...]]:
+    synopsis, *rest = text.split("\n")
+    return synopsis.strip(), tuple(_paragraphs(rest))
 
 
 def _paragraphs(lines: list[str]) -> Iterator[str]:
