@@ -139,6 +139,8 @@ def distill(teacher: Path, data: Path, out: Path, *more: object) -> list[object]
         ('{"prompt": "a"}\n', "bad.jsonl:1"),
         ('{"prompt": 7, "completion": "b"}\n', "bad.jsonl:1"),
         ('{"messages": []}\n', "bad.jsonl:1"),
+        ('{"question": "a"}\n', "bad.jsonl:1"),
+        ('{"question": "a", "answer": "b"}\n{"question": "a", "answer": true}\n', "bad.jsonl:2"),
         ("", "bad.jsonl"),
         ("\n\n", "bad.jsonl"),
         (json.dumps({"prompt": "long " * 200, "completion": "b"}) + "\n", "bad.jsonl:1"),
@@ -169,6 +171,32 @@ def test_options_that_would_do_nothing(
     assert f"{idle} would do nothing" in result.stderr
 
 
+@pytest.mark.parametrize(
+    ("arguments", "names"),
+    [
+        (("package_summaries", "--seed", 3), ("--seed would do nothing", "arithmetic does")),
+        (("package_translations", "--sample"), ("--sample would do nothing", "package_summaries does")),
+        (("arithmetic", "--max-words", 9), ("--max-words would do nothing", "arithmetic does not read it")),
+        (("arithmetic", "--pair", "en-fr"), ("--pair would do nothing", "package_translations does")),
+        (("arithmetic", "--min-steps", 5, "--max-steps", 3), ("--min-steps 5 is above --max-steps 3",)),
+        (("arithmetic", "--max-steps", 7), ("'--max-steps'", "2<=x<=6")),
+        (("package_translations", "--pair", "en-es"), ("en-es", "en-de", "en-fr")),
+        (("poems",), ("poems", "arithmetic")),
+    ],
+)
+def test_recipes_and_their_options(tmp_path: Path, arguments: tuple[object, ...], names: tuple[str, ...]) -> None:
+    command = ["data", *map(str, arguments), "--out", str(tmp_path / "data")]
+    result = CliRunner().invoke(main, command)
+    assert result.exit_code == 2
+    assert all(name in result.stderr for name in names), result.stderr
+    assert not (tmp_path / "data").exists()
+
+
+def test_a_recipe_that_needs_apt_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert "needs apt" in refuse("data", "package_translations", "--out", tmp_path / "data")
+
+
 def test_missing_data(tmp_path: Path, teacher: Path) -> None:
     assert "absent.jsonl" in refuse(*distill(teacher, tmp_path / "absent.jsonl", tmp_path / "run"))
 
@@ -193,6 +221,8 @@ def test_unwritable_output(tmp_path: Path, teacher: Path, data: Path) -> None:
         ["export", teacher, "--to", "onnx", "--out", blocked / "m"],
         ["export", teacher, "--to", "tflite", "--out", blocked / "m.tflite"],
         ["data", "package_summaries", "--sample", "--out", blocked / "data"],
+        ["data", "package_translations", "--out", blocked / "data"],
+        ["data", "arithmetic", "--out", blocked / "data"],
     ):
         assert "file" in refuse(*command)
     assert blocked.read_text() == "mine"
