@@ -61,10 +61,10 @@ ATTAR_INLINE void add_stream_words(uint32_t type, int32_t part, const uint8_t *g
 }
 
 #define WORDS_PRODUCTS(name, type)                                                                                 \
-    static void name##_tile(attar_tile_span w, const attar_span *x, attar_tile_output out) {                       \
+    static void name##_tile(const uint8_t *w, const attar_span *x, attar_tile_output out) {                       \
         multiply_tile(type, add_words, w, x, out);                                                                 \
     }                                                                                                              \
-    static void name##_stream(attar_tile_span w, uint64_t stride, const attar_span *x, float *y, int64_t y_stride, \
+    static void name##_stream(const uint8_t *w, uint64_t stride, const attar_span *x, float *y, int64_t y_stride, \
                               bool first) {                                                                        \
         multiply_stream(type, add_stream_words, w, stride, x, y, y_stride, first);                                 \
     }

@@ -12,7 +12,7 @@ enum { MOST_TOKENS = 12, FEW_TOKENS = 4 };
 
 // --- weights --------------------------------------------------------------------------------------------------
 
-ATTAR_INLINE __m512i load_line(const uint8_t *group, int32_t index) { return _mm512_load_si512(group + 64 * index); }
+ATTAR_INLINE __m512i load_line(const uint8_t *group, int32_t index) { return _mm512_loadu_si512(group + 64 * index); }
 
 // Bits from .. of each byte, moved to bits to ..; `mask` is where they end.
 ATTAR_INLINE __m512i move_bits(__m512i v, int32_t from, int32_t to, int32_t mask) {
@@ -47,9 +47,8 @@ ATTAR_INLINE __m512 load_16_i8(const uint8_t *p) {
     return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_load_si128((const __m128i *)p)));
 }
 
-// Scales of group g after `scales`.
-ATTAR_INLINE void load_scales(uint32_t type, const uint8_t *scales, int32_t g, group_scales *out) {
-    const uint8_t *block = scales + (int64_t)(attar_is_k(type) ? g / 8 : g) * attar_scale_bytes(type);
+// Scales of group g, whose block's are at `block`.
+ATTAR_INLINE void load_scales(uint32_t type, const uint8_t *block, int32_t g, group_scales *out) {
     const uint8_t *pair = block + (type == ATTAR_Q6_K ? 32 : 64) + g % 8 * 32;
     const __m512 d = load_16_f16(block);
     if (type == ATTAR_Q6_K) {
@@ -97,14 +96,14 @@ ATTAR_INLINE void add_quad(int32_t bits, __m512i w, const token_rows *rows, int3
 }
 
 // Adds group g to the float sums [tokens] of a block of tokens.
-ATTAR_INLINE void add_group(uint32_t type, int32_t bits, attar_tile_span w, const attar_span *x, int32_t g,
+ATTAR_INLINE void add_group(uint32_t type, int32_t bits, const uint8_t *w, const attar_span *x, int32_t g,
                             int32_t tokens, __m512 *sum) {
-    const uint8_t *group = w.quants + (int64_t)g * attar_group_bytes(type);
+    const uint8_t *group = attar_quants_at(type, w, g);
     const token_rows rows = rows_of(x, (int64_t)g * ATTAR_GROUP * bits / 8, tokens);
     const attar_unit *unit = x->unit + g * tokens;
     const int32_t n = 8 / attar_scales_of(type);
     group_scales scales;
-    load_scales(type, w.scales, g, &scales);
+    load_scales(type, attar_scales_at(type, w, g), g, &scales);
     ATTAR_UNROLL(2)
     for (int32_t part = 0; part < attar_scales_of(type); part++) {
         __m512i isum[MOST_TOKENS];
@@ -126,7 +125,7 @@ ATTAR_INLINE void add_group(uint32_t type, int32_t bits, attar_tile_span w, cons
 }
 
 // A few tokens, whose sums stay in registers.
-ATTAR_INLINE void multiply_tokens(uint32_t type, int32_t bits, attar_tile_span w, const attar_span *x, int32_t tokens,
+ATTAR_INLINE void multiply_tokens(uint32_t type, int32_t bits, const uint8_t *w, const attar_span *x, int32_t tokens,
                                   attar_tile_output out) {
     __m512 sum[MOST_TOKENS];
     for (int32_t t = 0; t < tokens; t++) {
@@ -137,7 +136,7 @@ ATTAR_INLINE void multiply_tokens(uint32_t type, int32_t bits, attar_tile_span w
 }
 
 // All tokens, a few at a time.
-ATTAR_INLINE void multiply_tile(uint32_t type, int32_t bits, attar_tile_span w, const attar_span *x,
+ATTAR_INLINE void multiply_tile(uint32_t type, int32_t bits, const uint8_t *w, const attar_span *x,
                                 attar_tile_output out) {
     int32_t step;
     for (int32_t t = 0; t < x->tokens; t += step) {
@@ -155,13 +154,13 @@ ATTAR_INLINE void multiply_tile(uint32_t type, int32_t bits, attar_tile_span w, 
 }
 
 // One token; see attar_stream_product. The chains of sums of four tiles are independent, so their latencies overlap.
-ATTAR_INLINE void multiply_stream(uint32_t type, int32_t bits, attar_tile_span w, uint64_t stride, const attar_span *x,
+ATTAR_INLINE void multiply_stream(uint32_t type, int32_t bits, const uint8_t *w, uint64_t stride, const attar_span *x,
                                   float *y, int64_t y_stride, bool first) {
     __m512 sum[ATTAR_STREAMS];
     for (int i = 0; i < ATTAR_STREAMS; i++) sum[i] = first ? vec_set1(0.0f) : vec_load(y + i * y_stride, LANES);
     for (int32_t g = 0; g < x->n_groups; g++) {
         for (uint64_t i = 0; i < ATTAR_STREAMS; i++) {
-            add_group(type, bits, (attar_tile_span){w.quants + i * stride, w.scales + i * stride}, x, g, 1, &sum[i]);
+            add_group(type, bits, w + i * stride, x, g, 1, &sum[i]);
         }
     }
     for (int i = 0; i < ATTAR_STREAMS; i++) vec_store(y + i * y_stride, LANES, sum[i]);
@@ -170,10 +169,10 @@ ATTAR_INLINE void multiply_stream(uint32_t type, int32_t bits, attar_tile_span w
 // --- the table's entry ----------------------------------------------------------------------------------------
 
 #define PRODUCTS(name, type, bits)                                                                                 \
-    static void name##_tile(attar_tile_span w, const attar_span *x, attar_tile_output out) {                       \
+    static void name##_tile(const uint8_t *w, const attar_span *x, attar_tile_output out) {                       \
         multiply_tile(type, bits, w, x, out);                                                                      \
     }                                                                                                              \
-    static void name##_stream(attar_tile_span w, uint64_t stride, const attar_span *x, float *y, int64_t y_stride, \
+    static void name##_stream(const uint8_t *w, uint64_t stride, const attar_span *x, float *y, int64_t y_stride, \
                               bool first) {                                                                        \
         multiply_stream(type, bits, w, stride, x, y, y_stride, first);                                             \
     }

@@ -101,9 +101,8 @@ ATTAR_INLINE float32x4_t load_4_i8(const uint8_t *p) {
     return vcvtq_f32_s32(vmovl_s16(vget_low_s16(words)));
 }
 
-// Scales of group g after `scales`.
-ATTAR_INLINE void load_scales(uint32_t type, const uint8_t *scales, int32_t g, group_scales *out) {
-    const uint8_t *block = scales + (int64_t)(attar_is_k(type) ? g / 8 : g) * attar_scale_bytes(type);
+// Scales of group g, whose block's are at `block`.
+ATTAR_INLINE void load_scales(uint32_t type, const uint8_t *block, int32_t g, group_scales *out) {
     for (int r = 0; r < ROW_VECTORS; r++) {
         const float32x4_t d = vec_load_f16(block + 8 * r, LANES);
         const uint8_t *pair = block + (type == ATTAR_Q6_K ? 32 : 64) + g % 8 * 32 + 4 * r;
@@ -192,12 +191,12 @@ ATTAR_INLINE void add_words(uint32_t type, int32_t part, const uint8_t *group, c
 }
 
 // Adds group g to the float sums [tokens][16] of a block of tokens; they lie in memory, as the registers are full.
-ATTAR_INLINE void add_group(uint32_t type, int32_t bits, attar_tile_span w, const attar_span *x, int32_t g,
+ATTAR_INLINE void add_group(uint32_t type, int32_t bits, const uint8_t *w, const attar_span *x, int32_t g,
                             int32_t tokens, float (*sum)[ATTAR_TILE_ROWS]) {
-    const uint8_t *group = w.quants + (int64_t)g * attar_group_bytes(type), *q = x->q + g * ATTAR_GROUP * bits / 8;
+    const uint8_t *group = attar_quants_at(type, w, g), *q = x->q + g * ATTAR_GROUP * bits / 8;
     const attar_unit *unit = x->unit + g * tokens;
     group_scales scales;
-    load_scales(type, w.scales, g, &scales);
+    load_scales(type, attar_scales_at(type, w, g), g, &scales);
 #pragma GCC unroll 2
     for (int32_t part = 0; part < attar_scales_of(type); part++) {
         token_sums isum[MOST_TOKENS];
@@ -217,7 +216,7 @@ ATTAR_INLINE void add_group(uint32_t type, int32_t bits, attar_tile_span w, cons
 }
 
 // A block of tokens.
-ATTAR_INLINE void multiply_tokens(uint32_t type, int32_t bits, attar_tile_span w, const attar_span *x, int32_t tokens,
+ATTAR_INLINE void multiply_tokens(uint32_t type, int32_t bits, const uint8_t *w, const attar_span *x, int32_t tokens,
                                   attar_tile_output out) {
     float sum[MOST_TOKENS][ATTAR_TILE_ROWS] = {{0}};
     const size_t bytes = (size_t)out.n_rows * sizeof(float);
@@ -227,7 +226,7 @@ ATTAR_INLINE void multiply_tokens(uint32_t type, int32_t bits, attar_tile_span w
 }
 
 // All tokens, a block at a time.
-ATTAR_INLINE void multiply_tile(uint32_t type, int32_t bits, attar_tile_span w, const attar_span *x,
+ATTAR_INLINE void multiply_tile(uint32_t type, int32_t bits, const uint8_t *w, const attar_span *x,
                                 attar_tile_output out) {
     const attar_blocks blocks = {bits == 8 ? MOST_TOKENS : FEW_TOKENS, FEW_TOKENS};
     int32_t step;
@@ -246,13 +245,13 @@ ATTAR_INLINE void multiply_tile(uint32_t type, int32_t bits, attar_tile_span w, 
 }
 
 // One token; see attar_stream_product.
-ATTAR_INLINE void multiply_stream(uint32_t type, int32_t bits, attar_tile_span w, uint64_t stride, const attar_span *x,
+ATTAR_INLINE void multiply_stream(uint32_t type, int32_t bits, const uint8_t *w, uint64_t stride, const attar_span *x,
                                   float *y, int64_t y_stride, bool first) {
     float sum[ATTAR_STREAMS][1][ATTAR_TILE_ROWS] = {{{0}}};
     for (int i = 0; i < ATTAR_STREAMS && !first; i++) memcpy(sum[i], y + i * y_stride, sizeof sum[i]);
     for (int32_t g = 0; g < x->n_groups; g++) {
         for (uint64_t i = 0; i < ATTAR_STREAMS; i++) {
-            add_group(type, bits, (attar_tile_span){w.quants + i * stride, w.scales + i * stride}, x, g, 1, sum[i]);
+            add_group(type, bits, w + i * stride, x, g, 1, sum[i]);
         }
     }
     for (int i = 0; i < ATTAR_STREAMS; i++) memcpy(y + i * y_stride, sum[i], sizeof sum[i]);
@@ -261,10 +260,10 @@ ATTAR_INLINE void multiply_stream(uint32_t type, int32_t bits, attar_tile_span w
 // --- the table's entry ----------------------------------------------------------------------------------------
 
 #define PRODUCTS(name, type, bits)                                                                                 \
-    static void name##_tile(attar_tile_span w, const attar_span *x, attar_tile_output out) {                       \
+    static void name##_tile(const uint8_t *w, const attar_span *x, attar_tile_output out) {                       \
         multiply_tile(type, bits, w, x, out);                                                                      \
     }                                                                                                              \
-    static void name##_stream(attar_tile_span w, uint64_t stride, const attar_span *x, float *y, int64_t y_stride, \
+    static void name##_stream(const uint8_t *w, uint64_t stride, const attar_span *x, float *y, int64_t y_stride, \
                               bool first) {                                                                        \
         multiply_stream(type, bits, w, stride, x, y, y_stride, first);                                             \
     }

@@ -79,7 +79,7 @@ static void matmul(const attar_weight *w, int32_t row0, int32_t row1, attar_act 
         const uint8_t *tile = w->data + (uint64_t)(row / ATTAR_TILE_ROWS) * tile_bytes;
         for (int32_t t = 0; t < n_tokens; t++) y[t * ldy + row] = 0.0f;
         for (int32_t g = 0; g < groups; g++) {
-            attar_unpack_group(w->type, tile, w->cols, row % ATTAR_TILE_ROWS, g, &group);
+            attar_unpack_group(w->type, tile, row % ATTAR_TILE_ROWS, g, &group);
             for (int32_t t = 0; t < n_tokens; t++) {
                 float *out = y + t * ldy + row;
                 *out = add_group(*out, w->type, &group, x, (int64_t)t * groups + g);

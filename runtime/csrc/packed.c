@@ -6,18 +6,11 @@ enum { LINE = 64 };  // bytes of a quad of 16 rows
 
 // --- sizes ----------------------------------------------------------------------------------------------------
 
-uint64_t attar_tile_quant_bytes(uint32_t type, int32_t cols) {
+uint64_t attar_tile_bytes(uint32_t type, int32_t cols) {
     const attar_type_info info = attar_type_get(type);
     if (info.name == NULL || !info.integer || cols <= 0 || (uint32_t)cols % info.block_cols != 0) return 0;
-    return (uint64_t)(cols / ATTAR_GROUP) * (uint64_t)attar_group_bytes(type);
-}
-
-uint64_t attar_tile_bytes(uint32_t type, int32_t cols) {
-    const uint64_t quants = attar_tile_quant_bytes(type, cols);
-    if (quants == 0) return 0;
-    const uint64_t blocks = (uint64_t)cols / (attar_is_k(type) ? 8 * ATTAR_GROUP : ATTAR_GROUP);
-    const uint64_t scales = blocks * (uint64_t)attar_scale_bytes(type);
-    return quants + (scales + LINE - 1) / LINE * LINE;
+    const uint64_t blocks = (uint64_t)(cols / ATTAR_GROUP / attar_block_groups(type));
+    return (blocks * (uint64_t)attar_block_bytes(type) + LINE - 1) / LINE * LINE;
 }
 
 uint64_t attar_packed_bytes(uint32_t type, int32_t rows, int32_t cols) {
@@ -158,14 +151,11 @@ static void pack_block(uint32_t type, const uint8_t *block, uint8_t *quants, uin
 static inline void pack_rows(uint32_t type, const uint8_t *rows, uint64_t row_bytes, int32_t n_rows, int32_t cols,
                              uint8_t *tile) {
     const attar_type_info info = attar_type_get(type);
-    const int32_t groups = attar_is_k(type) ? 8 : 1, blocks = cols / (groups * ATTAR_GROUP);
-    uint8_t *scales = tile + attar_tile_quant_bytes(type, cols);
+    const int32_t groups = attar_block_groups(type), blocks = cols / (groups * ATTAR_GROUP);
     for (int32_t b = 0; b < blocks; b++) {
         const uint8_t *block = rows + (uint64_t)b * info.block_bytes;
-        for (int32_t row = 0; row < n_rows; row++, block += row_bytes) {
-            pack_block(type, block, tile + b * groups * attar_group_bytes(type), scales + b * attar_scale_bytes(type),
-                       row);
-        }
+        uint8_t *quants = tile + (int64_t)b * attar_block_bytes(type), *scales = quants + groups * attar_group_bytes(type);
+        for (int32_t row = 0; row < n_rows; row++, block += row_bytes) pack_block(type, block, quants, scales, row);
     }
 }
 
@@ -203,8 +193,7 @@ static float load_f16(const uint8_t *values, int32_t row) {
     return attar_f16_to_f32(h);
 }
 
-static void unpack_scales(uint32_t type, const uint8_t *scales, int32_t row, int32_t group, attar_group *out) {
-    const uint8_t *block = scales + group / (attar_is_k(type) ? 8 : 1) * attar_scale_bytes(type);
+static void unpack_scales(uint32_t type, const uint8_t *block, int32_t row, int32_t group, attar_group *out) {
     const float d = load_f16(block, row);
     out->scale[0] = out->scale[1] = d;
     out->offset = 0.0f;
@@ -221,20 +210,19 @@ static void unpack_scales(uint32_t type, const uint8_t *scales, int32_t row, int
     }
 }
 
-void attar_unpack_group(uint32_t type, const uint8_t *tile, int32_t cols, int32_t row, int32_t group,
-                        attar_group *out) {
-    const uint8_t *quants = tile + group * attar_group_bytes(type);
+void attar_unpack_group(uint32_t type, const uint8_t *tile, int32_t row, int32_t group, attar_group *out) {
+    const uint8_t *quants = attar_quants_at(type, tile, group);
     const int32_t bias = attar_bias_of(type);
     for (int32_t c = 0; c < ATTAR_GROUP; c++) {
         out->q[c] = (int8_t)(packed_value(type, quants, row, c / 4, c % 4) - bias);
     }
-    unpack_scales(type, tile + attar_tile_quant_bytes(type, cols), row, group, out);
+    unpack_scales(type, attar_scales_at(type, tile, group), row, group, out);
 }
 
 void attar_unpack_row(uint32_t type, const uint8_t *tile, int32_t row, float *y, int32_t cols) {
     attar_group group;
     for (int32_t g = 0; g < cols / ATTAR_GROUP; g++) {
-        attar_unpack_group(type, tile, cols, row, g, &group);
+        attar_unpack_group(type, tile, row, g, &group);
         float *out = y + g * ATTAR_GROUP;  // [32]
         for (int32_t i = 0; i < ATTAR_GROUP; i++) out[i] = group.scale[i / 16] * (float)group.q[i] + group.offset;
     }

@@ -2,8 +2,9 @@
 //
 // Rows go in tiles of 16 (the last tile is filled up with zeros), so that vector lanes are rows and nothing is summed
 // across lanes. Four consecutive columns of a row lie together (a quad: what vpdpbusd, vpmaddubsw and sdot take at
-// once). A tile is all its quants, then all its scales; both parts are multiples of 64 bytes (scales are filled up with
-// zeros).
+// once). A tile is a row of blocks: the quants of one group of columns, or of 8 in the K types, and behind them their scales,
+// so that a tile is read as one stream: with all scales behind all quants, one token was a fifth slower. A block is a
+// multiple of 32 bytes; a tile is filled up with zeros to one of 64.
 //
 //   quants, for each group of 32 columns (quads 0 to 7); values are unsigned, attar_bias_of(type) more than the
 //   weight's q
@@ -11,11 +12,11 @@
 //     Q5_0 Q5_K        the same, then u8 [16][4]     bit p of a byte: fifth bit of quad p
 //     Q6_K             the same, then u8 [2][16][4]  bits 2 (p % 4) and 2 (p % 4) + 1 of plane p / 4: the two top bits
 //     Q8_0             u8 [8][16][4]                 q + 128
-//   scales
-//     Q4_0 Q5_0 Q8_0   each group: d f16 [16]
-//     Q4_1             each group: d f16 [16], m f16 [16]
-//     Q4_K Q5_K        each 8 groups: d f16 [16], dmin f16 [16], then for each group scale u8 [16], minimum u8 [16]
-//     Q6_K             each 8 groups: d f16 [16], then for each group scale i8 [2][16] (first and second 16 columns)
+//   scales of a block
+//     Q4_0 Q5_0 Q8_0   d f16 [16]
+//     Q4_1             d f16 [16], m f16 [16]
+//     Q4_K Q5_K        d f16 [16], dmin f16 [16], then for each group scale u8 [16], minimum u8 [16]
+//     Q6_K             d f16 [16], then for each group scale i8 [2][16] (first and second 16 columns)
 #ifndef ATTAR_PACKED_H
 #define ATTAR_PACKED_H
 
@@ -23,9 +24,8 @@
 
 enum { ATTAR_TILE_ROWS = 16 };
 
-// Bytes of one tile, and of its quants alone; 0 for float types and for cols that are no multiple of the block.
+// Bytes of one tile; 0 for float types and for cols that are no multiple of the block.
 uint64_t attar_tile_bytes(uint32_t type, int32_t cols);
-uint64_t attar_tile_quant_bytes(uint32_t type, int32_t cols);
 
 // Bytes of a packed matrix [rows, cols].
 uint64_t attar_packed_bytes(uint32_t type, int32_t rows, int32_t cols);
@@ -37,8 +37,8 @@ void attar_pack_tile(uint32_t type, const uint8_t *rows, uint64_t row_bytes, int
 // y [cols] = row `row` (0 to 15) of a tile, as floats; the same bits as attar_dequantize_row of the file's row.
 void attar_unpack_row(uint32_t type, const uint8_t *tile, int32_t row, float *y, int32_t cols);
 
-// Decodes 32 weights of row `row`: group `group` of a tile of `cols` columns; as attar_decode_group of the file's row.
-void attar_unpack_group(uint32_t type, const uint8_t *tile, int32_t cols, int32_t row, int32_t group, attar_group *out);
+// Decodes 32 weights of row `row`: group `group` of a tile; as attar_decode_group of the file's row.
+void attar_unpack_group(uint32_t type, const uint8_t *tile, int32_t row, int32_t group, attar_group *out);
 
 // --- what a type looks like; constants to the compiler wherever `type` is one ----------------------------------
 
@@ -78,7 +78,10 @@ static inline bool attar_has_offset(uint32_t type) {
 // Scales in a group: Q6_K has one for each half.
 static inline int32_t attar_scales_of(uint32_t type) { return type == ATTAR_Q6_K ? 2 : 1; }
 
-// Bytes of the scales of one group, or of 8 groups where attar_is_k.
+// Groups of a block.
+static inline int32_t attar_block_groups(uint32_t type) { return attar_is_k(type) ? 8 : 1; }
+
+// Bytes of the scales of a block.
 static inline int32_t attar_scale_bytes(uint32_t type) {
     switch (type) {
         case ATTAR_Q4_K:
@@ -86,6 +89,21 @@ static inline int32_t attar_scale_bytes(uint32_t type) {
         case ATTAR_Q6_K: return 288;
         default: return attar_has_offset(type) ? 64 : 32;
     }
+}
+
+static inline int32_t attar_block_bytes(uint32_t type) {
+    return attar_block_groups(type) * attar_group_bytes(type) + attar_scale_bytes(type);
+}
+
+// Quants of group g, and the scales of its block; `blocks` is where a block begins, whose first group is 0.
+static inline const uint8_t *attar_quants_at(uint32_t type, const uint8_t *blocks, int32_t g) {
+    const int32_t n = attar_block_groups(type);
+    return blocks + (int64_t)(g / n) * attar_block_bytes(type) + g % n * attar_group_bytes(type);
+}
+
+static inline const uint8_t *attar_scales_at(uint32_t type, const uint8_t *blocks, int32_t g) {
+    const int32_t n = attar_block_groups(type);
+    return blocks + (int64_t)(g / n) * attar_block_bytes(type) + n * attar_group_bytes(type);
 }
 
 #endif

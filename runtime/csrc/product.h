@@ -47,11 +47,6 @@ ATTAR_INLINE attar_span attar_span_from(const attar_span *x, int32_t t) {
                         x->n_groups};
 }
 
-// Groups g0 .. g0 + G - 1 of a tile.
-typedef struct {
-    const uint8_t *quants, *scales;  // of group g0, which is a multiple of 8 where attar_is_k
-} attar_tile_span;
-
 // Columns 0 .. n_rows - 1 of y [tokens, ldy]; adds to what is there unless `first`.
 typedef struct {
     float *y;
@@ -60,12 +55,12 @@ typedef struct {
     bool first;
 } attar_tile_output;
 
-// The product of part of a tile with all tokens of x.
-typedef void (*attar_tile_product)(attar_tile_span w, const attar_span *x, attar_tile_output out);
+// The product of part of a tile, from the block w on, with all tokens of x.
+typedef void (*attar_tile_product)(const uint8_t *w, const attar_span *x, attar_tile_output out);
 
 // The product of part of ATTAR_STREAMS tiles, `stride` bytes apart, with one token: y [16] of each tile follows
 // y_stride values after the one before.
-typedef void (*attar_stream_product)(attar_tile_span w, uint64_t stride, const attar_span *x, float *y,
+typedef void (*attar_stream_product)(const uint8_t *w, uint64_t stride, const attar_span *x, float *y,
                                      int64_t y_stride, bool first);
 
 // Room for a span.
@@ -97,13 +92,10 @@ static inline int32_t span_groups(int32_t groups, int32_t n_tokens) {
     return parts == 1 ? groups : (groups / parts / 8 + 1) * 8;
 }
 
-// Part of a weight matrix: columns from group g0 on.
-static inline attar_tile_span tile_span(const attar_weight *w, int32_t row, int32_t g0) {
+// The tile of `row`, from group g0 on, with which a block begins.
+static inline const uint8_t *tile_from(const attar_weight *w, int32_t row, int32_t g0) {
     const uint8_t *tile = w->data + (uint64_t)(row / ATTAR_TILE_ROWS) * attar_tile_bytes(w->type, w->cols);
-    const int32_t block = g0 / (attar_is_k(w->type) ? 8 : 1);
-    return (attar_tile_span){
-        tile + (int64_t)g0 * attar_group_bytes(w->type),
-        tile + attar_tile_quant_bytes(w->type, w->cols) + (int64_t)block * attar_scale_bytes(w->type)};
+    return attar_quants_at(w->type, tile, g0);
 }
 
 // Whole tiles from row0 on, for one token: four streams of tiles, one after another each. Returns the first row left.
@@ -113,7 +105,7 @@ static inline int32_t multiply_streams(const attar_weight *w, int32_t row0, int3
     const int32_t length = (row1 - row0) / ATTAR_TILE_ROWS / ATTAR_STREAMS;  // tiles of a stream
     for (int32_t i = 0; i < length; i++) {
         const int32_t row = row0 + i * ATTAR_TILE_ROWS;
-        multiply(tile_span(w, row, g0), (uint64_t)length * tile_bytes, x, y + row, length * ATTAR_TILE_ROWS, g0 == 0);
+        multiply(tile_from(w, row, g0), (uint64_t)length * tile_bytes, x, y + row, length * ATTAR_TILE_ROWS, g0 == 0);
     }
     return row0 + length * ATTAR_STREAMS * ATTAR_TILE_ROWS;
 }
@@ -123,7 +115,7 @@ static inline void multiply_span(const attar_weight *w, int32_t row0, int32_t ro
     int32_t row = x->tokens == 1 ? multiply_streams(w, row0, row1, x, g0, product->stream, y) : row0;
     for (; row < row1; row += ATTAR_TILE_ROWS) {
         const int32_t left = row1 - row;
-        product->multiply(tile_span(w, row, g0), x,
+        product->multiply(tile_from(w, row, g0), x,
                           (attar_tile_output){y + row, ldy, left < ATTAR_TILE_ROWS ? left : ATTAR_TILE_ROWS, g0 == 0});
     }
 }

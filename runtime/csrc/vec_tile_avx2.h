@@ -59,9 +59,8 @@ ATTAR_INLINE __m256 load_8_i8(const uint8_t *p) {
     return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)p)));
 }
 
-// Scales of group g after `scales`.
-ATTAR_INLINE void load_scales(uint32_t type, const uint8_t *scales, int32_t g, group_scales *out) {
-    const uint8_t *block = scales + (int64_t)(attar_is_k(type) ? g / 8 : g) * attar_scale_bytes(type);
+// Scales of group g, whose block's are at `block`.
+ATTAR_INLINE void load_scales(uint32_t type, const uint8_t *block, int32_t g, group_scales *out) {
     for (int h = 0; h < 2; h++) {
         const __m256 d = load_8_f16(block + 16 * h);
         const uint8_t *pair = block + (type == ATTAR_Q6_K ? 32 : 64) + g % 8 * 32 + 8 * h;
@@ -103,7 +102,7 @@ ATTAR_INLINE void add_group(uint32_t type, int32_t part, const group_scales *w, 
 typedef void (*add_quads)(uint32_t type, int32_t part, const uint8_t *group, const attar_span *x, int32_t g,
                           int32_t tokens, __m256i isum[MOST_TOKENS][2]);
 
-ATTAR_INLINE void multiply_tokens(uint32_t type, add_quads quads, attar_tile_span w, const attar_span *x,
+ATTAR_INLINE void multiply_tokens(uint32_t type, add_quads quads, const uint8_t *w, const attar_span *x,
                                   int32_t tokens, attar_tile_output out) {
     _Alignas(32) float sum[MOST_TOKENS][16];
     for (int32_t t = 0; t < tokens; t++) {
@@ -117,8 +116,8 @@ ATTAR_INLINE void multiply_tokens(uint32_t type, add_quads quads, attar_tile_spa
 #pragma GCC unroll 2
         for (int32_t part = 0; part < attar_scales_of(type); part++) {
             __m256i isum[MOST_TOKENS][2];
-            quads(type, part, w.quants + (int64_t)g * attar_group_bytes(type), x, g, tokens, isum);
-            if (part == 0) load_scales(type, w.scales, g, &scales);
+            quads(type, part, attar_quants_at(type, w, g), x, g, tokens, isum);
+            if (part == 0) load_scales(type, attar_scales_at(type, w, g), g, &scales);
             for (int32_t t = 0; t < tokens; t++) {
                 add_group(type, part, &scales, x->unit + g * tokens + t, isum[t], sum[t]);
             }
@@ -132,7 +131,7 @@ ATTAR_INLINE void multiply_tokens(uint32_t type, add_quads quads, attar_tile_spa
 }
 
 // All tokens, a few at a time.
-ATTAR_INLINE void multiply_tile(uint32_t type, add_quads quads, attar_tile_span w, const attar_span *x,
+ATTAR_INLINE void multiply_tile(uint32_t type, add_quads quads, const uint8_t *w, const attar_span *x,
                                 attar_tile_output out) {
     int32_t step;
     for (int32_t t = 0; t < x->tokens; t += step) {
@@ -155,7 +154,7 @@ ATTAR_INLINE void multiply_tile(uint32_t type, add_quads quads, attar_tile_span 
 typedef void (*add_stream_quads)(uint32_t type, int32_t part, const uint8_t *group, uint64_t stride,
                                  const attar_span *x, int32_t g, __m256i isum[ATTAR_STREAMS][2]);
 
-ATTAR_INLINE void multiply_stream(uint32_t type, add_stream_quads quads, attar_tile_span w, uint64_t stride,
+ATTAR_INLINE void multiply_stream(uint32_t type, add_stream_quads quads, const uint8_t *w, uint64_t stride,
                                   const attar_span *x, float *y, int64_t y_stride, bool first) {
     _Alignas(32) float sum[ATTAR_STREAMS][16];
     for (int i = 0; i < ATTAR_STREAMS; i++) {
@@ -167,10 +166,10 @@ ATTAR_INLINE void multiply_stream(uint32_t type, add_stream_quads quads, attar_t
 #pragma GCC unroll 2
         for (int32_t part = 0; part < attar_scales_of(type); part++) {
             __m256i isum[ATTAR_STREAMS][2];
-            quads(type, part, w.quants + (int64_t)g * attar_group_bytes(type), stride, x, g, isum);
+            quads(type, part, attar_quants_at(type, w, g), stride, x, g, isum);
             for (int i = 0; i < ATTAR_STREAMS; i++) {
                 group_scales scales;
-                load_scales(type, w.scales + (uint64_t)i * stride, g, &scales);
+                load_scales(type, attar_scales_at(type, w + (uint64_t)i * stride, g), g, &scales);
                 add_group(type, part, &scales, x->unit + g, isum[i], sum[i]);
             }
         }

@@ -191,8 +191,10 @@ void test_extremes(check *c, const attar_kernels *kernels) {
             const uint32_t type = INTEGER_TYPES[t];
             SUBJECT(c, "%s matmul of extreme %s, trial %d", kernels->name, attar_type_get(type).name, trial);
             problem p = problem_new(&random, type, ROWS, COLS, 1, trial % 2 ? 16 : 8);
-            for (uint64_t i = 0; i < (uint64_t)(COLS / ATTAR_GROUP * attar_group_bytes(type)); i++) {
-                p.packed[i] = trial / 2 % 3 == 0 ? 0xFF : trial / 2 % 3 == 1 ? 0 : i / 2 % 2 ? 0xFF : 0;
+            for (int32_t g = 0; g < COLS / ATTAR_GROUP; g++) {
+                uint8_t *quants = p.packed + (attar_quants_at(type, p.packed, g) - p.packed);
+                for (int32_t i = 0; i < attar_group_bytes(type); i++)
+                    quants[i] = trial / 2 % 3 == 0 ? 0xFF : trial / 2 % 3 == 1 ? 0 : i / 2 % 2 ? 0xFF : 0;
             }
             for (int32_t i = 0; i < COLS; i++)
                 p.x[i] = trial / 6 == 0 ? -1.0f : trial / 6 == 1 ? 1.0f : i % 4 < 2 ? 1.0f : -1.0f;
