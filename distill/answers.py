@@ -111,8 +111,8 @@ def apply_calculator(text: str) -> str:
     (`calculator_value`) lets a model read what it filled in.
     """
     corrected = _STEP.sub(_correct_step, text)
-    steps = read_steps(text)
-    if not steps or steps[-1].holds or steps[-1].result is None:
+    steps = read_steps(text.partition("####")[0])
+    if not steps or steps[-1].holds:
         return corrected
     return _FINAL.sub(lambda match: _correct_final(match, steps[-1]), corrected, count=1)
 
@@ -121,15 +121,22 @@ def _correct_step(match: re.Match[str]) -> str:
     step = _step(match)
     if step.holds or step.result is None:
         return match[0]
-    value = step.value if _is_shown_by(step.result, step.value) else format_number(step.result)
+    value = _correct_value(step, step.result)
     return f"<<{step.expression}={value}>>{_like(step.repeated, value) if step.repeated else ''}"
+
+
+def _correct_value(step: Step, result: Fraction) -> str:
+    """The value as written where it is right, else the result."""
+    return step.value if _is_shown_by(result, step.value) else format_number(result)
 
 
 def _correct_final(match: re.Match[str], last: Step) -> str:
     number = re.search(_NUMBER, match[1])
-    if last.result is None or number is None or not _same_number(number[0], last.value):
+    if last.result is None or number is None:
         return match[0]
-    return "####" + match[1].replace(number[0], _like(number[0], format_number(last.result)), 1)
+    if not any(_same_number(number[0], written) for written in (last.value, last.repeated)):
+        return match[0]
+    return "####" + match[1].replace(number[0], _like(number[0], _correct_value(last, last.result)), 1)
 
 
 def _like(old: str, value: str) -> str:
