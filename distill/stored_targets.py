@@ -1,0 +1,73 @@
+"""Losses against a teacher's distributions of which only a part was stored: its likeliest tokens, or samples.
+
+A whole distribution over 256,000 tokens for every position of a corpus cannot be kept. Renormalising the likeliest
+tokens teaches the student that nothing else can follow; the two estimators here do not: the top tokens keep their
+probabilities and the rest is one more outcome, or tokens drawn from the teacher stand for it without bias.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+
+def top_forward_kl(
+    student_logits: Float[Array, "*B V"], top_tokens: Int[Array, "*B K"], top_log_probs: Float[Array, "*B K"]
+) -> Float[Array, "*B"]:
+    """KL(teacher ‖ student) over K + 1 outcomes: the stored tokens, and all others together.
+
+    It is a lower bound of the whole divergence (what lumps outcomes together cannot add to it), 0 for equal
+    distributions, and the whole of it for K = V.
+
+    Args:
+      student_logits: Before softmax.
+      top_tokens: Distinct tokens.
+      top_log_probs: The teacher's log-probabilities of them, not renormalised.
+
+    Returns:
+      Nats per token.
+    """
+    log_q = jax.nn.log_softmax(student_logits.astype(jnp.float32), axis=-1)
+    top_log_q = jnp.take_along_axis(log_q, top_tokens, axis=-1)  # [*B, K]
+    log_p = top_log_probs.astype(jnp.float32)
+    p = jnp.exp(log_p)
+    tail = jnp.maximum(1.0 - p.sum(axis=-1), 0.0)
+    return jnp.sum(_terms(p, log_p - top_log_q), axis=-1) + _terms(tail, _log(tail) - _log_tail(log_q, top_tokens))
+
+
+def sampled_cross_entropy(student_logits: Float[Array, "*B V"], samples: Int[Array, "*B K"]) -> Float[Array, "*B"]:
+    """-1/K Σ log Q(sample): unbiased for Gemma 2's loss -Σ P log Q if the tokens are drawn from P.
+
+    Args:
+      student_logits: Before softmax.
+      samples: Tokens drawn from the teacher with replacement; one drawn twice stands twice.
+
+    Returns:
+      Nats per token: the forward KL plus the teacher's entropy.
+
+    References:
+      Gemma Team, 2024, arXiv:2408.00118, section 3.2, for the loss; Gemma Team, 2025, arXiv:2503.19786, section 2.2,
+      for sampling it.
+    """
+    logits = student_logits.astype(jnp.float32)
+    chosen = jnp.take_along_axis(logits, samples, axis=-1)  # [*B, K]
+    return jax.nn.logsumexp(logits, axis=-1) - chosen.mean(axis=-1)
+
+
+def _log_tail(log_q: Float[Array, "*B V"], top_tokens: Int[Array, "*B K"]) -> Float[Array, "*B"]:
+    """log of the student's mass outside the tokens, summed over what is there: 1 - Σ would lose all its digits."""
+    outside = jnp.put_along_axis(log_q, top_tokens, -jnp.inf, axis=-1, inplace=False)
+    largest = jax.lax.stop_gradient(outside.max(axis=-1, keepdims=True))
+    largest = jnp.where(jnp.isfinite(largest), largest, 0.0)  # where nothing is left, the mass is 0
+    return _log(jnp.sum(jnp.exp(outside - largest), axis=-1)) + largest[..., 0]
+
+
+def _log(x: Float[Array, "*B"]) -> Float[Array, "*B"]:
+    """log x, with a gradient of 0 at 0."""
+    return jnp.where(x > 0.0, jnp.log(jnp.where(x > 0.0, x, 1.0)), -jnp.inf)
+
+
+def _terms(weight: Float[Array, "*S"], value: Float[Array, "*S"]) -> Float[Array, "*S"]:
+    """w·value, 0 where w is, even if the value is infinite."""
+    return weight * jnp.where(weight > 0.0, value, 0.0)
