@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+_ROUNDING = 1e-6  # what a sum of float32 probabilities may lack of 1
+
 
 def top_forward_kl(
     student_logits: Float[Array, "*B V"], top_tokens: Int[Array, "*B K"], top_log_probs: Float[Array, "*B K"]
@@ -32,7 +34,8 @@ def top_forward_kl(
     top_log_q = jnp.take_along_axis(log_q, top_tokens, axis=-1)  # [*B, K]
     log_p = top_log_probs.astype(jnp.float32)
     p = jnp.exp(log_p)
-    tail = jnp.maximum(1.0 - p.sum(axis=-1), 0.0)
+    tail = 1.0 - p.sum(axis=-1)
+    tail = jnp.where(tail > _ROUNDING, tail, 0.0)
     return jnp.sum(_terms(p, log_p - top_log_q), axis=-1) + _terms(tail, _log(tail) - _log_tail(log_q, top_tokens))
 
 
