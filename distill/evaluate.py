@@ -24,10 +24,11 @@ from jaxtyping import Array, Float, Int
 from numpy.typing import NDArray
 
 from attar.distill.batches import Batch, Buckets, choose_buckets, pad_batch, round_up
+from attar.distill.bootstrap import Interval, bootstrap_interval
 from attar.distill.data import DataSet, Example
 from attar.distill.divergences import forward_kl, reverse_kl
 from attar.distill.losses import completion_mask, cross_entropy
-from attar.distill.metrics import Interval, bootstrap_interval, exact_match, rouge
+from attar.distill.metrics import exact_match, rouge
 from attar.distill.projected_loss import projected_sums
 from attar.distill.rollout import sample_batch
 from attar.distill.step import completion_heads

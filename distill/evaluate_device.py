@@ -17,11 +17,11 @@ from jaxtyping import Array, Float
 from numpy.typing import NDArray
 
 from attar.distill.batches import Batch, choose_bounds, pad_batch, round_up
+from attar.distill.bootstrap import bootstrap_interval
 from attar.distill.data import DataSet, Example
 from attar.distill.divergences import forward_kl, reverse_kl
 from attar.distill.evaluate import EvalSettings, Evaluation, Network, Sample, text_scores
 from attar.distill.losses import completion_mask
-from attar.distill.metrics import bootstrap_interval
 from attar.distill.projected_loss import projected_sums
 from attar.distill.step import completion_heads
 from attar.engine.config import ModelConfig

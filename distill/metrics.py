@@ -1,25 +1,25 @@
-"""Scores of texts and their uncertainty: ROUGE, exact match, bootstrap intervals."""
+"""Scores of texts against references: ROUGE, BLEU, chrF, exact match. All lie in [0, 1].
+
+BLEU and chrF of a corpus are not means of sentence scores: n-gram counts are summed over the corpus first. So both
+come in three steps, counts of each pair, score of (sums of) counts, and the score of each pair alone; the counts are
+what a bootstrap resamples.
+"""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from rouge_score import rouge_scorer
+from sacrebleu.metrics.bleu import BLEU
+from sacrebleu.metrics.helpers import extract_all_char_ngrams
 
 ROUGE_TYPES = ("rouge1", "rouge2", "rougeL")
-_CHUNK = 1 << 22  # numbers drawn at a time by the bootstrap, to bound memory
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A mean with a bootstrap percentile interval."""
-
-    mean: float
-    low: float
-    high: float
+_BLEU_ORDER = 4
+_CHRF_ORDER = 6
+_CHRF_BETA = 2.0
 
 
 def rouge(predictions: Sequence[str], references: Sequence[str]) -> dict[str, NDArray[np.float64]]:
@@ -51,36 +51,108 @@ def exact_match(predictions: Sequence[str], references: Sequence[str]) -> NDArra
     return np.array([float(text.split() == reference.split()) for text, reference in pairs], np.float64)
 
 
-def bootstrap_interval(
-    values: ArrayLike, *, confidence: float = 0.95, resamples: int = 2000, seed: int = 0
-) -> Interval:
-    """Mean of the values and the percentile interval of the means of resamples with replacement.
+def bleu_counts(predictions: Sequence[str], references: Sequence[str]) -> NDArray[np.float64]:
+    """What BLEU sums over a corpus, with sacrebleu's tokenizer 13a and one reference per text.
 
-    Args:
-      values: One number per independent unit (example, not token), at least one.
-      confidence: Mass of the interval, in (0, 1).
+    Returns:
+      float64 [E, 10]: words, words of the reference, matching 1- to 4-grams, 1- to 4-grams.
 
     Raises:
-      ValueError: If there are no values or the confidence is outside (0, 1).
+      ValueError: If the two sequences differ in length.
+    """
+    _check_pairs(predictions, references)
+    scorer = BLEU(effective_order=True)  # silences the advice to use it; the counts are the same
+    scores = [scorer.sentence_score(text, [reference]) for text, reference in zip(predictions, references, strict=True)]
+    rows = [[score.sys_len, score.ref_len, *score.counts, *score.totals] for score in scores]
+    return np.array(rows, np.float64).reshape(-1, 2 + 2 * _BLEU_ORDER)
+
+
+def bleu_of_counts(counts: NDArray[np.float64], *, effective_order: bool = False) -> NDArray[np.float64]:
+    """BLEU in [0, 1] of each row of (summed) counts, with sacrebleu's default smoothing.
+
+    Args:
+      counts: float64 [R, 10], as `bleu_counts` orders them.
+      effective_order: Whether orders longer than the text are left out, as is usual for single sentences.
+
+    Returns:
+      float64 [R].
 
     References:
-      Efron, 1979, "Bootstrap Methods: Another Look at the Jackknife".
+      Papineni et al., 2002, "BLEU: a Method for Automatic Evaluation of Machine Translation"; Post, 2018, "A Call for
+      Clarity in Reporting BLEU Scores", arXiv:1804.08771; computed by the package sacrebleu.
     """
-    array = np.asarray(values, np.float64).reshape(-1)
-    if array.size == 0:
-        raise ValueError("a bootstrap interval needs at least one value, got none")
-    if not 0.0 < confidence < 1.0:
-        raise ValueError(f"confidence must be in (0, 1), got {confidence}")
-    rng = np.random.default_rng(seed)
-    rows = max(1, _CHUNK // array.size)
-    means = np.concatenate(
-        [
-            array[rng.integers(0, array.size, (min(rows, resamples - start), array.size))].mean(axis=1)
-            for start in range(0, resamples, rows)
-        ]
+    scores = [
+        BLEU.compute_bleu(
+            row[2 : 2 + _BLEU_ORDER],
+            row[2 + _BLEU_ORDER :],
+            row[0],
+            row[1],
+            smooth_method="exp",
+            effective_order=effective_order,
+        ).score
+        for row in counts.astype(np.int64).tolist()
+    ]
+    return np.array(scores, np.float64) / 100
+
+
+def sentence_bleu(predictions: Sequence[str], references: Sequence[str]) -> NDArray[np.float64]:
+    """BLEU of each pair alone, in [0, 1]; [len(predictions)]. Errors and sources as in `bleu_counts` and above."""
+    return bleu_of_counts(bleu_counts(predictions, references), effective_order=True)
+
+
+def chrf_counts(predictions: Sequence[str], references: Sequence[str]) -> NDArray[np.float64]:
+    """What chrF sums over a corpus: character n-grams of 1 to 6, blanks left out.
+
+    Returns:
+      float64 [E, 18]: for each order the n-grams of the text, of the reference, and those in both.
+
+    Raises:
+      ValueError: If the two sequences differ in length.
+    """
+    _check_pairs(predictions, references)
+    rows = [_chrf_row(text, reference) for text, reference in zip(predictions, references, strict=True)]
+    return np.array(rows, np.float64).reshape(-1, 3 * _CHRF_ORDER)
+
+
+def _chrf_row(text: str, reference: str) -> list[int]:
+    orders = zip(
+        extract_all_char_ngrams(text, _CHRF_ORDER), extract_all_char_ngrams(reference, _CHRF_ORDER), strict=True
     )
-    low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return Interval(float(array.mean()), float(low), float(high))
+    return [count for grams, expected in orders for count in _chrf_order(grams, expected)]
+
+
+def _chrf_order(grams: Counter[str], expected: Counter[str]) -> tuple[int, int, int]:
+    """An order longer than the reference counts no n-gram of the text, as in sacrebleu."""
+    return (grams.total() if expected else 0), expected.total(), (grams & expected).total()
+
+
+def chrf_of_counts(counts: NDArray[np.float64]) -> NDArray[np.float64]:
+    """chrF2 in [0, 1] of each row of (summed) counts: precision and recall averaged over orders, recall weighs double.
+
+    Args:
+      counts: float64 [R, 18], as `chrf_counts` orders them.
+
+    Returns:
+      float64 [R].
+
+    References:
+      Popović, 2015, "chrF: character n-gram F-score for automatic MT evaluation"; orders that are longer than either
+      text are left out as in sacrebleu 2, whose figures these are.
+    """
+    by_order = counts.reshape(-1, _CHRF_ORDER, 3)
+    found, wanted, matching = by_order[..., 0], by_order[..., 1], by_order[..., 2]  # [R, 6]
+    effective = (found > 0) & (wanted > 0)
+    num_orders = np.maximum(effective.sum(axis=1), 1)
+    precision = (effective * matching / np.maximum(found, 1)).sum(axis=1) / num_orders
+    recall = (effective * matching / np.maximum(wanted, 1)).sum(axis=1) / num_orders
+    weight = _CHRF_BETA**2
+    below = weight * precision + recall
+    return np.where(below > 0, (1 + weight) * precision * recall / np.where(below > 0, below, 1), 0.0)
+
+
+def sentence_chrf(predictions: Sequence[str], references: Sequence[str]) -> NDArray[np.float64]:
+    """chrF2 of each pair alone, in [0, 1]; [len(predictions)]. Errors and sources as in `chrf_counts` and above."""
+    return chrf_of_counts(chrf_counts(predictions, references))
 
 
 def _check_pairs(predictions: Sequence[str], references: Sequence[str]) -> None:

@@ -22,7 +22,7 @@ from attar.distill.divergences import (
 P = jnp.log(jnp.array([0.7, 0.2, 0.1]))
 Q = jnp.log(jnp.array([0.4, 0.4, 0.2]))
 
-Divergence = Callable[[Array, Array], Array]
+Divergence = Callable[..., Array]
 ALL: dict[str, Divergence] = {
     "forward_kl": forward_kl,
     "reverse_kl": reverse_kl,

@@ -1,9 +1,33 @@
-"""ROUGE, exact match and bootstrap intervals."""
+"""ROUGE and exact match by hand, BLEU and chrF against sacrebleu."""
 
 import numpy as np
 import pytest
+from sacrebleu.metrics.bleu import BLEU
+from sacrebleu.metrics.chrf import CHRF
 
-from attar.distill.metrics import bootstrap_interval, exact_match, rouge
+from attar.distill.metrics import (
+    bleu_counts,
+    bleu_of_counts,
+    chrf_counts,
+    chrf_of_counts,
+    exact_match,
+    rouge,
+    sentence_bleu,
+    sentence_chrf,
+)
+
+PAIRS = [
+    ("the cat sat on the mat.", "the cat is on the mat."),
+    ("a", "a"),
+    ("", "nothing was said"),
+    ("something was said", ""),
+    ("Ein Hund, zwei Hunde - drei!", "Ein Hund; zwei Hunde; drei?"),
+    ("naïve 1,234.5 café", "naive 1,234.5 cafe"),
+    ("the the the the", "the cat"),
+    ("identical texts of more than four words", "identical texts of more than four words"),
+    ("xyz", "abc"),
+]
+TEXTS, REFERENCES = ([pair[side] for pair in PAIRS] for side in (0, 1))
 
 
 def test_rouge_by_hand() -> None:
@@ -33,30 +57,42 @@ def test_each_text_needs_its_reference() -> None:
         exact_match(["a"], [])
 
 
-def test_interval_covers_the_mean_at_the_stated_rate() -> None:
-    rng = np.random.default_rng(0)
-    covered = 0
-    for trial in range(200):
-        interval = bootstrap_interval(rng.normal(3.0, 2.0, 60), resamples=300, seed=trial)
-        covered += interval.low <= 3.0 <= interval.high
-    assert 0.88 <= covered / 200 <= 0.99
+def test_bleu_is_sacrebleu_s() -> None:
+    scorer = BLEU(effective_order=True)
+    expected = [scorer.sentence_score(text, [reference]).score / 100 for text, reference in PAIRS]
+    np.testing.assert_allclose(sentence_bleu(TEXTS, REFERENCES), expected)
+    corpus = BLEU().corpus_score(TEXTS, [REFERENCES]).score / 100
+    found = bleu_of_counts(bleu_counts(TEXTS, REFERENCES).sum(axis=0, keepdims=True))
+    assert found[0] == pytest.approx(corpus)
+    assert 0.1 < corpus < 0.9
 
 
-def test_interval_matches_the_normal_approximation() -> None:
-    values = np.random.default_rng(1).normal(size=4000)
-    interval = bootstrap_interval(values)
-    assert interval.mean == pytest.approx(values.mean())
-    assert interval.high - interval.low == pytest.approx(2 * 1.96 / np.sqrt(4000), rel=0.05)
+def test_bleu_by_hand() -> None:
+    # Precisions 4/5, 2/4, 1/3 and, smoothed, 1/(2·2); the reference is one word longer.
+    row = bleu_counts(["a b c x e"], ["a b c d e f"])
+    np.testing.assert_array_equal(row, [[5, 6, 4, 2, 1, 0, 5, 4, 3, 2]])
+    expected = np.exp(1 - 6 / 5) * (4 / 5 * 2 / 4 * 1 / 3 * 1 / 4) ** 0.25
+    assert bleu_of_counts(row)[0] == pytest.approx(expected)
 
 
-def test_intervals_are_reproducible_and_degenerate_where_nothing_varies() -> None:
-    assert bootstrap_interval([0.0, 1.0, 5.0]) == bootstrap_interval([0.0, 1.0, 5.0])
-    constant = bootstrap_interval([2.0, 2.0])
-    assert (constant.low, constant.mean, constant.high) == (2.0, 2.0, 2.0)
+def test_chrf_is_sacrebleu_s() -> None:
+    expected = [CHRF().sentence_score(text, [reference]).score / 100 for text, reference in PAIRS]
+    np.testing.assert_allclose(sentence_chrf(TEXTS, REFERENCES), expected)
+    corpus = CHRF().corpus_score(TEXTS, [REFERENCES]).score / 100
+    found = chrf_of_counts(chrf_counts(TEXTS, REFERENCES).sum(axis=0, keepdims=True))
+    assert found[0] == pytest.approx(corpus)
+    assert 0.1 < corpus < 0.9
 
 
-def test_intervals_need_values_and_a_confidence() -> None:
-    with pytest.raises(ValueError, match="at least one value"):
-        bootstrap_interval([])
-    with pytest.raises(ValueError, match=r"confidence must be in \(0, 1\), got 95"):
-        bootstrap_interval([1.0], confidence=95)
+def test_chrf_by_hand() -> None:
+    # Characters: 2 of 3 found, of 2 wanted; pairs: 1 of 2, of 1; longer ones do not fit into the reference.
+    precision, recall = (2 / 3 + 1 / 2) / 2, 1.0
+    assert sentence_chrf(["a b c"], ["ab"])[0] == pytest.approx(5 * precision * recall / (4 * precision + recall))
+
+
+def test_no_texts_have_no_scores() -> None:
+    assert sentence_bleu([], []).shape == sentence_chrf([], []).shape == (0,)
+    with pytest.raises(ValueError, match="one reference per text, got 0 for 1"):
+        sentence_bleu(["a"], [])
+    with pytest.raises(ValueError, match="one reference per text, got 0 for 1"):
+        sentence_chrf(["a"], [])
