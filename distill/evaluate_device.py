@@ -6,8 +6,8 @@ quantised file is measured as it ships, not as a simulation of it.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import jax
@@ -17,13 +17,12 @@ from jaxtyping import Array, Float
 from numpy.typing import NDArray
 
 from attar.distill.batches import Batch, choose_bounds, pad_batch, round_up
-from attar.distill.bootstrap import bootstrap_interval
 from attar.distill.data import DataSet, Example
-from attar.distill.divergences import forward_kl, reverse_kl
-from attar.distill.evaluate import EvalSettings, Evaluation, Network, Sample, text_scores
+from attar.distill.evaluate import EvalSettings, Evaluation, Network, summarize
 from attar.distill.losses import completion_mask
 from attar.distill.projected_loss import projected_sums
 from attar.distill.step import completion_heads
+from attar.distill.token_scores import compare_logits
 from attar.engine.config import ModelConfig
 from attar.engine.tokenizer import Tokenizer
 from attar.engine.transformer import Params
@@ -50,32 +49,28 @@ def evaluate_session(
       settings: How to evaluate; `seed` is that of the samples.
       on_example: Hears how many examples are done, over both passes.
     """
-    examples = data.examples
-    sampled = examples[: settings.scored_examples]
-    texts, nats = [], []
-    for index, example in enumerate(examples):
+    sampled = data.examples[: settings.scored_examples]
+    against = None if teacher is None else _Teacher(teacher, choose_bounds([len(e.prompt) for e in sampled], 1))
+    rows: list[dict[str, float]] = []
+    completions: list[str] = []
+    for index, example in enumerate(data.examples):
         session.rewind(0)
         first = np.array(session.prefill(example.prompt.tolist()))
         if index < len(sampled):
-            nats.append(_nll(session, first, example.completion))
+            rows.append(_score_given(session, against, first, example, data.limits.completion_tokens))
             session.rewind(len(example.prompt))
         answer = _continue_greedily(session, first, settings.max_new_tokens, tokenizer.eos_token_ids)
-        texts.append(tokenizer.decode(answer).strip())
-        on_example(len(texts))
-    nll, tokens = np.array(nats), np.array([len(example.completion) for example in sampled])
-    scores = dict(text_scores(texts, [example.reference for example in examples]))
-    scores["nll"] = nll[tokens > 0] / tokens[tokens > 0]
-    if teacher is not None:
-        done = len(examples)
-        scores |= _divergences(session, teacher, tokenizer, sampled, settings, lambda n: on_example(done + n))
-    return Evaluation(
-        {name: bootstrap_interval(values) for name, values in scores.items()},
-        math.exp(nll.sum() / max(tokens.sum(), 1)),
-        tuple(
-            Sample(example.prompt_text, example.reference, text)
-            for example, text in list(zip(examples, texts, strict=True))[: settings.num_samples]
-        ),
-    )
+        completions.append(tokenizer.decode(answer).strip())
+        on_example(len(completions))
+    samples: list[str] = []
+    if against is not None:
+        rng = np.random.default_rng(settings.seed)
+        for row, example in zip(rows, sampled, strict=True):
+            samples.append(_score_sample(session, against, tokenizer, example, settings, rng, row))
+            on_example(len(completions) + len(samples))
+    names = dict.fromkeys(name for row in rows for name in row)
+    scores = {name: np.array([row.get(name, np.nan) for row in rows]) for name in names}
+    return summarize(data.examples, completions, scores, samples, settings.num_samples)
 
 
 def generate_with_session(
@@ -131,77 +126,80 @@ def _continue_greedily(
     return tokens
 
 
-def _nll(session: Session, first: _Floats, target: NDArray[np.int32]) -> float:
-    """Nats of `target`, whose first token is predicted by the logits `first` [V]."""
-    if len(target) == 0:
-        return 0.0
-    rest = session.score(target[:-1].tolist()) if len(target) > 1 else np.empty((0, len(first)), np.float32)
-    logits = np.concatenate([first[None], rest]).astype(np.float64)  # [N, V]
-    largest = logits.max(axis=1)
-    log_sum = np.log(np.exp(logits - largest[:, None]).sum(axis=1)) + largest
-    return float((log_sum - logits[np.arange(len(target)), target]).sum())
+def _score_given(
+    session: Session, against: _Teacher | None, first: _Floats, example: Example, width: int
+) -> dict[str, float]:
+    """Scores per token of the given completion, whose first token is predicted by the logits `first` [V]."""
+    length = len(example.completion)
+    if length == 0:
+        return {}
+    rest = session.score(example.completion[:-1].tolist()) if length > 1 else np.empty((0, len(first)), np.float32)
+    logits = np.concatenate([first[None], rest])  # [N, V]
+    scores = {"nll": _nll(logits, example.completion) / length}
+    if against is not None:
+        sums = against.compare(example.prompt, example.completion, logits, width)
+        scores |= {f"{name}_data": value / length for name, value in sums.items()}
+    return scores
 
 
-def _divergences(
+def _score_sample(
     session: Session,
-    teacher: Network,
+    against: _Teacher,
     tokenizer: Tokenizer,
-    examples: Sequence[Example],
-    settings: EvalSettings,
-    on_example: Callable[[int], None],
-) -> dict[str, NDArray[np.float64]]:
-    """Per example, per token: both divergences to the teacher on the file's own samples; and the sum over a sample."""
-    rng = np.random.default_rng(settings.seed)
-    means: dict[str, list[float]] = {"kl_student_teacher_samples": [], "kl_teacher_student_samples": []}
-    sums: list[float] = []
-    for done, (batch, logits) in enumerate(_sampled(session, tokenizer, examples, settings, rng), start=1):
-        reverse, forward = _divergence(teacher.params, batch, jnp.asarray(logits)[None], teacher.config)
-        length = int(batch.completion_lengths[0])
-        sums.append(float(reverse))
-        means["kl_student_teacher_samples"].append(float(reverse) / length)
-        means["kl_teacher_student_samples"].append(float(forward) / length)
-        on_example(done)
-    return {**{k: np.array(v) for k, v in means.items()}, "kl_student_teacher_sequence": np.array(sums)}
-
-
-def _sampled(
-    session: Session,
-    tokenizer: Tokenizer,
-    examples: Sequence[Example],
+    example: Example,
     settings: EvalSettings,
     rng: np.random.Generator,
-) -> Iterator[tuple[Batch, _Floats]]:
-    """For each example its sampled completion as a batch of one, padded to one shape, and the logits [N, V]."""
-    widths = choose_bounds([len(example.prompt) for example in examples], 1)
-    for example in examples:
-        tokens, logits = sample_with_session(
-            session, example.prompt.tolist(), settings.max_new_tokens, tokenizer.eos_token_ids, rng
-        )
-        answered = Example(example.line, example.prompt, np.array(tokens, np.int32), "", "")
-        width = round_up(len(example.prompt), widths)
-        batch = pad_batch([answered], width, settings.max_new_tokens, 0)
-        padded = np.zeros((settings.max_new_tokens, logits.shape[1]), np.float32)
-        padded[: len(tokens)] = logits
-        yield batch, padded
+    row: dict[str, float],
+) -> str:
+    """Draws an answer, adds its scores to the example's and returns its text."""
+    tokens, logits = sample_with_session(
+        session, example.prompt.tolist(), settings.max_new_tokens, tokenizer.eos_token_ids, rng
+    )
+    sums = against.compare(example.prompt, np.array(tokens, np.int32), logits, settings.max_new_tokens)
+    row |= {f"{name}_samples": value / len(tokens) for name, value in sums.items()}
+    row["kl_student_teacher_sequence"] = sums["kl_student_teacher"]
+    return tokenizer.decode(tokens).strip()
+
+
+def _nll(logits: _Floats, target: NDArray[np.int32]) -> float:
+    """Nats of `target` [N] under logits [N, V]."""
+    wide = logits.astype(np.float64)
+    largest = wide.max(axis=1)
+    log_sum = np.log(np.exp(wide - largest[:, None]).sum(axis=1)) + largest
+    return float((log_sum - wide[np.arange(len(target)), target]).sum())
+
+
+@dataclass(frozen=True)
+class _Teacher:
+    """What a file's logits are compared to, and the lengths that prompts are padded to."""
+
+    network: Network
+    prompt_bounds: tuple[int, ...]
+
+    def compare(
+        self, prompt: NDArray[np.int32], completion: NDArray[np.int32], logits: _Floats, width: int
+    ) -> dict[str, float]:
+        """Sums over a completion of N tokens that the logits [N, V] predict, padded to `width` tokens."""
+        example = Example(0, prompt, completion, "", "")
+        batch = pad_batch([example], round_up(len(prompt), self.prompt_bounds), width, 0)
+        padded = np.zeros((1, width, logits.shape[1]), np.float32)
+        padded[0, : len(logits)] = logits
+        sums = _compare(self.network.params, batch, jnp.asarray(padded), self.network.config)
+        return {name: float(values[0]) for name, values in sums.items()}
 
 
 @partial(jax.jit, static_argnames=("teacher",))
-def _divergence(
+def _compare(
     teacher_params: Params, batch: Batch, student_logits: Float[Array, "1 N V"], teacher: ModelConfig
-) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """KL(student ‖ teacher) and KL(teacher ‖ student), summed over the tokens of one completion."""
+) -> dict[str, Float[Array, " 1"]]:
     heads, teacher_head, _ = completion_heads(teacher_params, teacher, batch, None)
     vocab_size = min(student_logits.shape[-1], teacher.vocab_size)
     mask = completion_mask(jnp.asarray(batch.completion_lengths), batch.completions.shape[1])
     heads, labels = heads._replace(vocab_size=vocab_size), student_logits[..., :vocab_size]
-    sums = projected_sums(_both_kls, heads, teacher_head, None, labels, mask)
-    return sums["reverse"][0], sums["forward"][0]
+    return projected_sums(_student_as_labels, heads, teacher_head, None, labels, mask)
 
 
-def _both_kls(
+def _student_as_labels(
     teacher_logits: Float[Array, "1 N V"], student_logits: Float[Array, "1 N V"], _: Array | None
 ) -> dict[str, Float[Array, "1 N"]]:
-    return {
-        "reverse": reverse_kl(student_logits, teacher_logits),
-        "forward": forward_kl(student_logits, teacher_logits),
-    }
+    return compare_logits(student_logits, teacher_logits)

@@ -3,6 +3,7 @@
 ```
 config.json      the resolved configuration; a run is resumed only under an equal one
 metrics.jsonl    one JSON object a line, each with its "step"
+evaluations/     what each evaluation found example by example; see example_results
 checkpoints/     see checkpointing
 student/         the trained model (Hugging Face layout), written at the end
 report.html      and plots/*.png, written at the end

@@ -22,6 +22,7 @@ from attar.distill.checkpointing import list_checkpoints, load_checkpoint, save_
 from attar.distill.config import TrainConfig
 from attar.distill.data import DataSet
 from attar.distill.evaluate import EvalSettings, Evaluation, Network, evaluate
+from attar.distill.example_results import results_path, write_results
 from attar.distill.models import RunModels, load_models
 from attar.distill.progress import Callback, Pace, Silent, StepReport
 from attar.distill.report import write_report
@@ -225,6 +226,7 @@ class _Run:
         student = Network(self._state.params, self._student)
         settings = EvalSettings(self._config.batch_size, self._config.max_new_tokens, self._config.seed)
         evaluation = evaluate(student, self._teacher, self._tokenizer, self._held_out, settings, self._eval_buckets)
+        write_results(results_path(self._run_dir, step), evaluation.results)
         scores = {name: asdict(interval) for name, interval in evaluation.scores.items()}
         samples = [asdict(sample) for sample in evaluation.samples]
         line = {"kind": "eval", "perplexity": evaluation.perplexity, "scores": scores, "samples": samples}

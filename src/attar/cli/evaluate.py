@@ -49,8 +49,9 @@ def command(
     samples: int,
     as_json: bool,
 ) -> None:
-    """Score MODEL on held-out examples: ROUGE and exact match of greedy answers, perplexity of the given ones, and
-    with --teacher the divergences to it, on the data and on MODEL's own samples.
+    """Score MODEL on held-out examples: ROUGE, BLEU, chrF and exact match of greedy answers, perplexity of the given
+    ones, and with --teacher divergence to it and agreement with it, on the data and on MODEL's own samples, and how
+    diverse those are.
 
     A checkpoint runs in JAX; an exported file (.gguf, .onnx, .tflite) answers through its own runtime.
     """
@@ -66,7 +67,9 @@ def command(
     else:
         result = _evaluate_file(path, network, tokenizer, held_out, settings, threads)
     if as_json:
-        print_json({"model": model, "examples": len(held_out.examples), **dataclasses.asdict(result)})
+        summary = dataclasses.asdict(dataclasses.replace(result, results=()))
+        del summary["results"]
+        print_json({"model": model, "examples": len(held_out.examples), **summary})
         return
     out.print(evaluation_table(f"{model} on {len(held_out.examples)} examples", result))
     for sample in result.samples:

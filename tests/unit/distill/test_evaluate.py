@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Self
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from attar.distill.data import DataSet, Limits, load_examples
 from attar.distill.evaluate import EvalSettings, Network, evaluate
 from attar.distill.evaluate_device import evaluate_session, generate_with_session
+from attar.distill.token_scores import compare_logits
 from attar.engine.config import ModelConfig
 from attar.engine.tokenizer import Tokenizer
 from attar.engine.transformer import Params, forward, init_params
@@ -97,7 +99,7 @@ class ForwardSession:
 def test_scores_equal_their_definition(student: Network, teacher: Network, tokenizer: Tokenizer, data: DataSet) -> None:
     # Five examples in batches of four: the filled-up rows of the last batch must not count.
     evaluation = evaluate(student, teacher, tokenizer, data, SETTINGS)
-    nlls, forward_kls, reverse_kls = [], [], []
+    nlls, forward_kls, reverse_kls, agreements = [], [], [], []
     for example in data.examples:
         tokens = [*example.prompt.tolist(), *example.completion.tolist()]
         first = len(example.prompt) - 1
@@ -105,6 +107,7 @@ def test_scores_equal_their_definition(student: Network, teacher: Network, token
         nlls.append(-log_q[np.arange(len(log_q)), example.completion])
         forward_kls.append((np.exp(log_p) * (log_p - log_q)).sum(-1))
         reverse_kls.append((np.exp(log_q) * (log_q - log_p)).sum(-1))
+        agreements.append(np.mean(log_q.argmax(-1) == log_p.argmax(-1)))
     for name, values in (
         ("nll", nlls),
         ("kl_teacher_student_data", forward_kls),
@@ -112,6 +115,7 @@ def test_scores_equal_their_definition(student: Network, teacher: Network, token
     ):
         assert evaluation.scores[name].mean == pytest.approx(np.mean([value.mean() for value in values]), rel=1e-4)
     assert evaluation.perplexity == pytest.approx(np.exp(np.concatenate(nlls).mean()), rel=1e-4)
+    assert evaluation.scores["agreement_data"].mean == pytest.approx(np.mean(agreements))
     assert evaluation.scores["nll"].low < evaluation.scores["nll"].mean < evaluation.scores["nll"].high
     assert [sample.prompt for sample in evaluation.samples] == ["copy abc:", "copy xyz:"]
 
@@ -124,13 +128,35 @@ def test_divergences_on_samples_tell_equal_models_from_different_ones(
     other = evaluate(student, teacher, tokenizer, data, SETTINGS)
     for name in names:
         assert same.scores[name].mean == pytest.approx(0.0, abs=1e-6)
+        assert same.scores["agreement_samples"].mean == 1.0
         assert other.scores[name].mean > 0.1
     assert other.scores["kl_student_teacher_sequence"].mean > other.scores["kl_student_teacher_samples"].mean
 
 
+def test_results_hold_each_example(student: Network, teacher: Network, tokenizer: Tokenizer, data: DataSet) -> None:
+    evaluation = evaluate(student, teacher, tokenizer, data, dataclasses.replace(SETTINGS, scored_examples=3))
+    results = evaluation.results
+    assert [result.example for result in results] == ["1", "2", "3", "4", "5"]
+    assert [result.reference for result in results] == [example.reference for example in data.examples]
+    assert [result.completion for result in results[:2]] == [sample.completion for sample in evaluation.samples]
+    assert [result.sample is None for result in results] == [False] * 3 + [True] * 2
+    assert [name for name in results[4].scores if "kl" in name or "agreement" in name or name == "nll"] == []
+    nll = np.mean([result.scores["nll"] for result in results[:3]])
+    assert evaluation.scores["nll"].mean == pytest.approx(nll)
+
+
+def test_agreement_is_equality_of_the_likeliest_tokens() -> None:
+    logits, teacher_logits = np.random.default_rng(0).normal(size=(2, 2, 40, 3)).astype(np.float32)  # [B, N, V] each
+    found = np.asarray(compare_logits(jnp.asarray(logits), jnp.asarray(teacher_logits))["agreement"])
+    np.testing.assert_array_equal(found, logits.argmax(-1) == teacher_logits.argmax(-1))
+    assert 0 < found.mean() < 1
+
+
 def test_without_a_teacher_divergences_are_left_out(student: Network, tokenizer: Tokenizer, data: DataSet) -> None:
     evaluation = evaluate(student, None, tokenizer, data, SETTINGS)
-    assert set(evaluation.scores) == {"nll", "rouge1", "rouge2", "rougeL", "exact"}
+    on_texts = {"rouge1", "rouge2", "rougeL", "exact", "sentence_bleu", "sentence_chrf", "bleu", "chrf"}
+    assert set(evaluation.scores) == {"nll", *on_texts}
+    assert all(result.sample is None for result in evaluation.results)
 
 
 def test_a_session_scores_as_the_jax_model(
@@ -141,10 +167,12 @@ def test_a_session_scores_as_the_jax_model(
     through = evaluate_session(ForwardSession(student), teacher, tokenizer, data, settings, heard.append)
     direct = evaluate(student, teacher, tokenizer, data, settings)
     assert through.perplexity == pytest.approx(direct.perplexity, rel=1e-5)
-    for name in ("nll", "rouge1", "rougeL", "exact"):
+    on_data = ("kl_teacher_student_data", "kl_student_teacher_data", "agreement_data")
+    for name in ("nll", "rouge1", "rougeL", "exact", "bleu", "chrf", *on_data):
         assert through.scores[name].mean == pytest.approx(direct.scores[name].mean, rel=1e-5, abs=1e-7)
     assert [sample.completion for sample in through.samples] == [sample.completion for sample in direct.samples]
     assert heard == [1, 2, 3, 4, 5, 6, 7]
+    assert set(through.scores) == set(direct.scores)
     # Other random numbers, so only near: both estimate the same divergence.
     name = "kl_student_teacher_samples"
     assert through.scores[name].mean == pytest.approx(direct.scores[name].mean, rel=0.5)

@@ -11,6 +11,7 @@ import pytest
 from attar.distill.config import TrainConfig
 from attar.distill.data import DataError
 from attar.distill.evaluate import Evaluation
+from attar.distill.example_results import read_results, results_path
 from attar.distill.progress import Pace, StepReport
 from attar.distill.run_folder import RunError, read_metrics
 from attar.distill.trainer import draws_on_policy, train
@@ -71,6 +72,11 @@ def test_a_run_folder_holds_everything(tmp_path: Path, settings: dict[str, Any],
     assert [report.loss for report in recorder.steps] == [line["loss"] for line in lines[2:6]]
     assert [step for step, _ in recorder.evaluations] == [0, 4]
     assert result.evaluation == recorder.evaluations[-1][1]
+    assert [path.name for path in sorted((tmp_path / "run" / "evaluations").iterdir())] == [
+        "step-000000.jsonl",
+        "step-000004.jsonl",
+    ]
+    assert read_results(results_path(tmp_path / "run", 4)) == result.evaluation.results
 
     assert load_config(result.student).num_hidden_layers == 1
     assert load_model(result.student).tokenizer.vocab_size == 259
