@@ -63,6 +63,11 @@ class Figure:
         """Which examples were measured, [E]."""
         return np.asarray(~np.isnan(self.parts).any(axis=1))
 
+    @property
+    def value(self) -> float:
+        """The figure over the measured examples, of which there must be one."""
+        return float(self.score(self.parts[self.measured].sum(axis=0, keepdims=True))[0])
+
 
 def ratio(sums: NDArray[np.float64]) -> NDArray[np.float64]:
     """The first sum over the second: [R, 2] -> [R]."""
@@ -103,7 +108,7 @@ def figure_interval(figure: Figure, *, confidence: float = 0.95, resamples: int 
         raise ValueError("a bootstrap interval needs at least one value, got none")
     drawn = np.concatenate([figure.score(weights @ parts) for weights in _resamples(len(parts), resamples, seed)])
     low, high = _percentiles(drawn, confidence)
-    return Interval(_value(figure, parts), low, high)
+    return Interval(figure.value, low, high)
 
 
 def paired_bootstrap(
@@ -142,21 +147,17 @@ def figure_difference(
     both = first.measured & second.measured
     if both.sum() < 2:
         raise ValueError(f"a paired bootstrap needs at least two pairs, got {both.sum()}")
-    one, other = first.parts[both], second.parts[both]
+    one, other = Figure(first.parts[both], first.score), Figure(second.parts[both], second.score)
     drawn = np.concatenate(
         [
-            second.score(weights @ other) - first.score(weights @ one)
-            for weights in _resamples(len(one), resamples, seed)
+            other.score(weights @ other.parts) - one.score(weights @ one.parts)
+            for weights in _resamples(len(one.parts), resamples, seed)
         ]
     )
     low, high = _percentiles(drawn, confidence)
     against = min((drawn <= 0).sum(), (drawn >= 0).sum())
     p_value = min(1.0, 2 * (1 + int(against)) / (1 + resamples))
-    return Difference(_value(second, other) - _value(first, one), low, high, p_value, len(one))
-
-
-def _value(figure: Figure, parts: NDArray[np.float64]) -> float:
-    return float(figure.score(parts.sum(axis=0, keepdims=True))[0])
+    return Difference(other.value - one.value, low, high, p_value, len(one.parts))
 
 
 def _resamples(size: int, resamples: int, seed: int) -> Iterator[NDArray[np.float64]]:

@@ -116,14 +116,15 @@ def figures(results: Sequence[ExampleResult]) -> dict[str, Figure]:
     """
     names = dict.fromkeys(name for result in results for name in result.scores)
     columns = {name: np.array([result.scores.get(name, np.nan) for result in results]) for name in names}
-    found = {name: mean_figure(values) for name, values in columns.items()}
+    found = {}
+    if "nll" in columns:
+        tokens = np.array([float(result.completion_tokens) for result in results])
+        found[PERPLEXITY] = Figure(np.stack([columns["nll"] * tokens, tokens], axis=1), _exp_ratio)
+    found |= {name: mean_figure(values) for name, values in columns.items()}
     texts, references = [result.completion for result in results], [result.reference for result in results]
     found["bleu"] = Figure(bleu_counts(texts, references), bleu_of_counts)
     found["chrf"] = Figure(chrf_counts(texts, references), chrf_of_counts)
     found |= _diversity([result.sample or "" for result in results])
-    if "nll" in columns:
-        tokens = np.array([float(result.completion_tokens) for result in results])
-        found[PERPLEXITY] = Figure(np.stack([columns["nll"] * tokens, tokens], axis=1), _exp_ratio)
     return {name: figure for name, figure in found.items() if figure.measured.any()}
 
 

@@ -61,7 +61,7 @@ def _plot_loss(path: Path, steps: Sequence[dict[str, Any]]) -> Path:
         if chosen:
             numbers, losses = [line["step"] for line in chosen], [line["loss"] for line in chosen]
             (points,) = axes.plot(numbers, losses, ".", markersize=3, alpha=0.35)
-            axes.plot(numbers, _smoothed(losses), color=points.get_color(), label=label)
+            axes.plot(numbers, smoothed(losses), color=points.get_color(), label=label)
     return _save(figure, axes, path)
 
 
@@ -96,7 +96,7 @@ def _save(figure: Figure, axes: Any, path: Path) -> Path:
     return path
 
 
-def _smoothed(values: Sequence[float], keep: float = 0.9) -> list[float]:
+def smoothed(values: Sequence[float], keep: float = 0.9) -> list[float]:
     """Exponential moving average, corrected for its start at 0."""
     average, weight, smooth = 0.0, 0.0, []
     for value in values:

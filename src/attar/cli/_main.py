@@ -27,6 +27,7 @@ COMMANDS = {
     "chat": Entry("attar.cli.chat", "Talk to a model on its device runtime."),
     "bench": Entry("attar.cli.bench", "Measure load, first token, prefill, decode, memory and size."),
     "eval": Entry("attar.cli.evaluate", "Score a model on held-out examples."),
+    "compare": Entry("attar.cli.compare", "Tell runs apart on the held-out examples they share."),
     "inspect": Entry("attar.cli.inspect", "Show what is inside a model folder or file."),
 }
 
@@ -56,10 +57,13 @@ class LazyGroup(click.Group):
             return super().invoke(ctx)
 
 
+_EXTRAS = {"distill": "train", "eval": "train", "compare": "train", "quantize": "export", "export": "export"}
+
+
 def _missing_extra(command: str, error: ModuleNotFoundError) -> str:
     if (error.name or "").startswith("attar"):
         raise error
-    extra = {"distill": "train", "eval": "train", "quantize": "export", "export": "export"}.get(command)
+    extra = _EXTRAS.get(command)
     remedy = f"pip install 'attar[{extra}]'" if extra else f"pip install {error.name}"
     return f"attar {command} needs {error.name}, which is not installed; run: {remedy}"
 

@@ -71,6 +71,7 @@ def test_a_run_folder_holds_everything(tmp_path: Path, settings: dict[str, Any],
     assert [report.step for report in recorder.steps] == [1, 2, 3, 4]
     assert [report.loss for report in recorder.steps] == [line["loss"] for line in lines[2:6]]
     assert [step for step, _ in recorder.evaluations] == [0, 4]
+    assert result.evaluation is not None
     assert result.evaluation == recorder.evaluations[-1][1]
     assert [path.name for path in sorted((tmp_path / "run" / "evaluations").iterdir())] == [
         "step-000000.jsonl",
