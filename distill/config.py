@@ -13,6 +13,7 @@ from attar.distill.losses import Normalization
 from attar.distill.methods.gkd import Gkd
 from attar.distill.methods.method import Method
 from attar.distill.methods.sft import Sft
+from attar.distill.parametrization import Direct, Parametrization
 from attar.distill.step import ComputeDtype, OptimizerConfig, Schedule
 from attar.engine.sampling import SamplingParams
 
@@ -117,6 +118,10 @@ class TrainConfig:
     def sampling_params(self) -> SamplingParams:
         """How on-policy completions are drawn."""
         return SamplingParams(self.sampling_temperature, self.top_k, self.top_p)
+
+    def make_parametrization(self) -> Parametrization:
+        """What is trained of the student's weights."""
+        return Direct()
 
     def optimizer_config(self) -> OptimizerConfig:
         """The optimizer's part of this configuration."""

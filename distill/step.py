@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,7 @@ from jaxtyping import Array, Float, Int
 from attar.distill.batches import Batch
 from attar.distill.losses import Normalization, completion_mask, token_weights
 from attar.distill.methods.method import Method
+from attar.distill.parametrization import Direct, Parametrization
 from attar.distill.projected_loss import Head, HeadConfig, projected_loss
 from attar.engine.config import ModelConfig
 from attar.engine.transformer import Params, head_table, hidden_states
@@ -31,6 +32,7 @@ class TrainState(NamedTuple):
     """All that a step changes; a pytree.
 
     Attributes:
+      params: The trained weights, as the parametrisation holds them.
       step: int32 scalar, the number of optimisation steps done.
     """
 
@@ -164,7 +166,14 @@ def batch_loss(
     return projected_loss(method.loss, *heads, jnp.asarray(batch.completions), weights)
 
 
-TrainStep = Callable[[TrainState, Params | None, Batch], tuple[TrainState, StepMetrics]]
+class TrainStep(Protocol):
+    """A jitted step; the old state is donated."""
+
+    def __call__(
+        self, state: TrainState, teacher_params: Params | None, batch: Batch, frozen: Params | None = None, /
+    ) -> tuple[TrainState, StepMetrics]:
+        """Returns the state after the step and its metrics; `frozen` is the parametrisation's."""
+        ...
 
 
 def make_train_step(
@@ -177,8 +186,9 @@ def make_train_step(
     accumulation_steps: int = 1,
     remat: bool = False,
     compute_dtype: ComputeDtype = "float32",
+    parametrization: Parametrization = Direct(),  # noqa: B008 - immutable
 ) -> TrainStep:
-    """Builds the jitted step `(state, teacher_params, batch) -> (state, metrics)`; the old state is donated.
+    """Builds the jitted step `(state, teacher_params, batch, frozen) -> (state, metrics)`; the old state is donated.
 
     Args:
       student: Shape of the model being trained.
@@ -190,6 +200,7 @@ def make_train_step(
       remat: Recompute activations in the backward pass.
       compute_dtype: Of the products and activations of both models. Weights, their gradients and updates, logits and
         losses are float32 in any case.
+      parametrization: What the state's weights are to the student.
     """
 
     def part_gradient(params: Params, teacher_params: Params | None, part: Batch, weights: Array) -> tuple[Array, Any]:
@@ -203,17 +214,21 @@ def make_train_step(
 
         return jax.value_and_grad(loss)(params)
 
-    def step(state: TrainState, teacher_params: Params | None, batch: Batch) -> tuple[TrainState, StepMetrics]:
+    def step(
+        state: TrainState, teacher_params: Params | None, batch: Batch, frozen: Params | None = None, /
+    ) -> tuple[TrainState, StepMetrics]:
+        effective, pull_back = jax.vjp(lambda trained: parametrization.effective(trained, frozen), state.params)
         mask = completion_mask(jnp.asarray(batch.completion_lengths), batch.completions.shape[1])
         weights = token_weights(mask, normalization)
         if accumulation_steps == 1:
-            loss, gradient = part_gradient(state.params, teacher_params, batch, weights)
+            loss, gradient = part_gradient(effective, teacher_params, batch, weights)
         else:
             loss, gradient = _accumulate(
-                lambda part, w: part_gradient(state.params, teacher_params, part, w),
+                lambda part, w: part_gradient(effective, teacher_params, part, w),
                 (batch, weights),
                 accumulation_steps,
             )
+        (gradient,) = pull_back(gradient)
         updates, optimizer_state = optimizer.update(gradient, state.optimizer_state, state.params)
         params: Params = jax.tree.map(jnp.add, state.params, updates)
         metrics = StepMetrics(loss, _global_norm(gradient), mask.sum())

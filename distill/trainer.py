@@ -117,6 +117,8 @@ class _Run:
         self._tokenizer_source = models.tokenizer_source
         self._held_out = held_out
         self._method = config.make_method()
+        self._parametrization = config.make_parametrization()
+        self._effective = jax.jit(self._parametrization.effective)  # which copies no weight that passes through
         self._optimizer = make_optimizer(config.optimizer_config())
         schedule = learning_rate_schedule(config.optimizer_config())
         self._learning_rates = np.asarray(jax.vmap(schedule)(np.arange(config.steps)))  # of each step, for the log
@@ -135,6 +137,7 @@ class _Run:
             accumulation_steps=config.accumulation_steps,
             remat=config.remat,
             compute_dtype=config.compute_dtype,
+            parametrization=self._parametrization,
         )
 
     def take_up(self, params: Params, resolved: dict[str, Any]) -> None:
@@ -144,11 +147,12 @@ class _Run:
         """
         checkpoints = list_checkpoints(self._run_dir / "checkpoints")
         settle_config(self._run_dir, resolved, CHANGEABLE, resuming=bool(checkpoints))
+        trained, self._frozen = self._parametrization.split(params, jax.random.key(self._config.seed))
         if checkpoints:
-            like = jax.eval_shape(lambda leaves: init_state(leaves, self._optimizer), params)
+            like = jax.eval_shape(lambda leaves: init_state(leaves, self._optimizer), trained)
             self._state = load_checkpoint(checkpoints[-1], like)
         else:
-            self._state = init_state(params, self._optimizer)
+            self._state = init_state(trained, self._optimizer)
         self._start = int(self._state.step)
         self._log = MetricsLog(self._run_dir / "metrics.jsonl", self._start if checkpoints else None)
 
@@ -180,12 +184,12 @@ class _Run:
         if on_policy:
             batch = self._sample(batch, step)
         teacher = self._teacher if self._method.needs_teacher else None
-        self._state, metrics = self._train_step(self._state, teacher and teacher.params, batch)
+        self._state, metrics = self._train_step(self._state, teacher and teacher.params, batch, self._frozen)
         self._report(step + 1, batch, on_policy, metrics, began)
 
     def _sample(self, batch: Batch, step: int) -> Batch:
         return sample_batch(
-            _in_dtype(Network(self._state.params, self._student), self._config.compute_dtype).params,
+            _in_dtype(self._network(), self._config.compute_dtype).params,
             self._student,
             batch,
             max_new_tokens=self._config.max_new_tokens,
@@ -193,6 +197,10 @@ class _Run:
             eos_token_ids=self._tokenizer.eos_token_ids,
             key=_step_key(self._config.seed, step),
         )
+
+    def _network(self) -> Network:
+        """The student as it computes now."""
+        return Network(self._effective(self._state.params, self._frozen), self._student)
 
     def _report(self, step: int, batch: Batch, on_policy: bool, metrics: StepMetrics, began: float) -> None:
         """Logs one step; reading the loss waits for the device."""
@@ -223,7 +231,7 @@ class _Run:
         if self._held_out is None:
             return None
         self._callback.on_stage("evaluating")
-        student = Network(self._state.params, self._student)
+        student = self._network()
         settings = EvalSettings(self._config.batch_size, self._config.max_new_tokens, self._config.seed)
         evaluation = evaluate(student, self._teacher, self._tokenizer, self._held_out, settings, self._eval_buckets)
         write_results(results_path(self._run_dir, step), evaluation.results)
@@ -253,7 +261,8 @@ class _Run:
         student, source = self._run_dir / "student", self._tokenizer_source
         provenance = {"run": self._config.to_json(), "steps": self._config.steps}
         try:
-            save_model(student, self._student, self._state.params, source, provenance)
+            weights = self._parametrization.saved(self._state.params, self._frozen)
+            save_model(student, self._student, weights, source, provenance)
             self._callback.on_stage("writing the report")
             report = write_report(self._run_dir)
         except OSError as error:
