@@ -12,12 +12,13 @@ from attar.distill.divergences import DivergenceName
 from attar.distill.losses import Normalization
 from attar.distill.methods.gkd import Gkd
 from attar.distill.methods.method import Method
+from attar.distill.methods.pretrain import Pretrain
 from attar.distill.methods.sft import Sft
 from attar.distill.parametrization import Direct, Parametrization
 from attar.distill.step import ComputeDtype, OptimizerConfig, Schedule
 from attar.engine.sampling import SamplingParams
 
-MethodName = Literal["sft", "gkd"]
+MethodName = Literal["sft", "pretrain", "gkd"]
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,8 @@ class TrainConfig:
 
     Attributes:
       data: JSONL file to train on.
-      method: `sft` learns the data's completions; `gkd` brings the student's distributions to the teacher's.
+      method: `sft` learns the data's completions; `pretrain` learns the teacher's distributions over them; `gkd` brings
+        the student's distributions to the teacher's on the data and on the student's own samples.
       teacher: The model to learn from. `sft` uses it for evaluation only, and may go without.
       student: Model to go on training.
       student_layers: Layers of the teacher that the student starts from.
@@ -106,6 +108,8 @@ class TrainConfig:
         """The method with this run's hyper-parameters."""
         if self.method == "sft":
             return Sft()
+        if self.method == "pretrain":
+            return Pretrain()
         return Gkd(
             self.on_policy_fraction,
             self.divergence,
@@ -204,6 +208,6 @@ def _check_models(config: TrainConfig) -> None:
         raise ValueError(
             f"exactly one of student, student_layers and student_shape must be given, got {given or 'none'}"
         )
-    if config.teacher is None and (config.method == "gkd" or given[0] != "student"):
-        needs = "method gkd" if config.method == "gkd" else given[0]
+    if config.teacher is None and (config.method != "sft" or given[0] != "student"):
+        needs = given[0] if config.method == "sft" else f"method {config.method}"
         raise ValueError(f"{needs} needs a teacher, got none")

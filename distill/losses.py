@@ -1,4 +1,4 @@
-"""The likelihood of given tokens, and the masks and weights that average values per token."""
+"""The likelihood of given tokens or of a teacher's, and the masks and weights that average values per token."""
 
 from __future__ import annotations
 
@@ -18,6 +18,25 @@ def cross_entropy(student_logits: Float[Array, "*B V"], targets: Int[Array, "*B"
     logits = student_logits.astype(jnp.float32)
     chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]  # [*B]
     return jax.nn.logsumexp(logits, axis=-1) - chosen
+
+
+def teacher_cross_entropy(
+    student_logits: Float[Array, "*B V"], teacher_logits: Float[Array, "*B V"]
+) -> Float[Array, "*B"]:
+    """-Σ P log Q in nats: `cross_entropy` with the teacher's whole distribution P in the place of one token.
+
+    It is the forward KL and the teacher's entropy, and has the forward KL's gradient Q - P.
+
+    Args:
+      student_logits: Before softmax.
+      teacher_logits: Before softmax; a constant for differentiation.
+
+    References:
+      Gemma Team, 2024, arXiv:2408.00118, section 3.2.
+    """
+    logits = student_logits.astype(jnp.float32)
+    p = jax.nn.softmax(jax.lax.stop_gradient(teacher_logits).astype(jnp.float32), axis=-1)
+    return -jnp.sum(p * jax.nn.log_softmax(logits, axis=-1), axis=-1)
 
 
 def completion_mask(lengths: Int[Array, " B"], num_tokens: int) -> Bool[Array, "B N"]:

@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int
 
 from attar.distill.batches import Batch
 from attar.distill.losses import Normalization, completion_mask, token_weights
-from attar.distill.methods.method import Method
+from attar.distill.methods.method import Labels, Method
 from attar.distill.parametrization import Direct, Parametrization
 from attar.distill.projected_loss import Head, HeadConfig, projected_loss
 from attar.engine.config import ModelConfig
@@ -163,7 +163,7 @@ def batch_loss(
 ) -> Float[Array, ""]:
     """Σ weights · method values; a part of the batch's loss where the batch is a part."""
     heads = completion_heads(params, student, batch, teacher, remat=remat)
-    return projected_loss(method.loss, *heads, jnp.asarray(batch.completions), weights)
+    return projected_loss(method.loss, *heads, Labels(jnp.asarray(batch.completions)), weights)
 
 
 class TrainStep(Protocol):

@@ -7,11 +7,51 @@ probabilities and the rest is one more outcome, or tokens drawn from the teacher
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 _ROUNDING = 1e-6  # what a sum of float32 probabilities may lack of 1
+
+
+class TopTargets(NamedTuple):
+    """A teacher's likeliest tokens; what they lack of a mass of 1 belongs to all other tokens together.
+
+    Attributes:
+      tokens: int32, distinct at each position.
+      log_probs: float32, not renormalised.
+    """
+
+    tokens: Int[Array, "*B K"]
+    log_probs: Float[Array, "*B K"]
+
+
+class DrawnTargets(NamedTuple):
+    """Tokens drawn from a teacher with replacement; one drawn twice stands twice."""
+
+    tokens: Int[Array, "*B K"]
+
+
+def stored_forward_kl(student_logits: Float[Array, "*B V"], stored: TopTargets | DrawnTargets) -> Float[Array, "*B"]:
+    """The forward KL as far as what is stored tells it; of drawn tokens with the teacher's entropy, a constant."""
+    if isinstance(stored, DrawnTargets):
+        return sampled_cross_entropy(student_logits, stored.tokens)
+    return top_forward_kl(student_logits, stored.tokens, stored.log_probs)
+
+
+def stored_cross_entropy(student_logits: Float[Array, "*B V"], stored: TopTargets | DrawnTargets) -> Float[Array, "*B"]:
+    """-Σ P log Q as far as what is stored tells it, in nats: the gradient is that of `stored_forward_kl`.
+
+    Of the likeliest tokens it is a lower bound, for the rest counts as one outcome.
+    """
+    if isinstance(stored, DrawnTargets):
+        return sampled_cross_entropy(student_logits, stored.tokens)
+    p = jnp.exp(stored.log_probs)
+    tail = _tail_mass(p)
+    entropy = -jnp.sum(_terms(p, stored.log_probs), axis=-1) - _terms(tail, _log(tail))
+    return top_forward_kl(student_logits, stored.tokens, stored.log_probs) + entropy
 
 
 def top_forward_kl(
@@ -34,8 +74,7 @@ def top_forward_kl(
     top_log_q = jnp.take_along_axis(log_q, top_tokens, axis=-1)  # [*B, K]
     log_p = top_log_probs.astype(jnp.float32)
     p = jnp.exp(log_p)
-    tail = 1.0 - p.sum(axis=-1)
-    tail = jnp.where(tail > _ROUNDING, tail, 0.0)
+    tail = _tail_mass(p)
     return jnp.sum(_terms(p, log_p - top_log_q), axis=-1) + _terms(tail, _log(tail) - _log_tail(log_q, top_tokens))
 
 
@@ -56,6 +95,12 @@ def sampled_cross_entropy(student_logits: Float[Array, "*B V"], samples: Int[Arr
     logits = student_logits.astype(jnp.float32)
     chosen = jnp.take_along_axis(logits, samples, axis=-1)  # [*B, K]
     return jax.nn.logsumexp(logits, axis=-1) - chosen.mean(axis=-1)
+
+
+def _tail_mass(p: Float[Array, "*B K"]) -> Float[Array, "*B"]:
+    """What probabilities lack of 1, 0 where that is no more than rounding."""
+    tail = 1.0 - p.sum(axis=-1)
+    return jnp.where(tail > _ROUNDING, tail, 0.0)
 
 
 def _log_tail(log_q: Float[Array, "*B V"], top_tokens: Int[Array, "*B K"]) -> Float[Array, "*B"]:

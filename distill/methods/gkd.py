@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import get_args
 
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from attar.distill.divergences import (
     DivergenceName,
@@ -18,6 +18,7 @@ from attar.distill.divergences import (
     skew_reverse_kl,
     total_variation,
 )
+from attar.distill.methods.method import Labels
 
 
 @dataclass(frozen=True)
@@ -60,10 +61,10 @@ class Gkd:
     def loss(
         self,
         student_logits: Float[Array, "B N V"],
-        targets: Int[Array, "B N"],
+        labels: Labels,
         teacher_logits: Float[Array, "B N V"] | None,
     ) -> Float[Array, "B N"]:
-        """Divergence between teacher and student at each completion position; the targets only set the context."""
+        """Divergence between teacher and student at each completion position; the tokens only set the context."""
         if teacher_logits is None:
             raise ValueError("gkd needs the teacher's logits, got none")
         divergences: dict[DivergenceName, Callable[..., Array]] = {

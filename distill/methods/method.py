@@ -2,9 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from jaxtyping import Array, Float, Int
+
+from attar.distill.stored_targets import DrawnTargets, TopTargets
+
+
+class Labels(NamedTuple):
+    """What a loss may read at each completion position besides logits; a pytree of arrays [B, N, ...].
+
+    Attributes:
+      tokens: The completion tokens.
+      stored: What was kept of the teacher's distribution; None where the teacher itself is at hand, or not needed.
+    """
+
+    tokens: Int[Array, "B N"]
+    stored: TopTargets | DrawnTargets | None = None
 
 
 class Method(Protocol):
@@ -26,14 +40,14 @@ class Method(Protocol):
     def loss(
         self,
         student_logits: Float[Array, "B N V"],
-        targets: Int[Array, "B N"],
+        labels: Labels,
         teacher_logits: Float[Array, "B N V"] | None,
     ) -> Float[Array, "B N"]:
         """Per-token values in nats for the N completion positions; the caller masks, weighs and sums them.
 
         Args:
           student_logits: Logits that predict each completion token.
-          targets: The completion tokens.
+          labels: The completion tokens, and what is stored with them.
           teacher_logits: The teacher's logits at the same positions; None where `needs_teacher` is false.
         """
         ...

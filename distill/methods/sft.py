@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from attar.distill.losses import cross_entropy
+from attar.distill.methods.method import Labels
 
 
 @dataclass(frozen=True)
@@ -24,8 +25,8 @@ class Sft:
     def loss(
         self,
         student_logits: Float[Array, "B N V"],
-        targets: Int[Array, "B N"],
+        labels: Labels,
         teacher_logits: Float[Array, "B N V"] | None,
     ) -> Float[Array, "B N"]:
         """Negative log-likelihood of each completion token."""
-        return cross_entropy(student_logits, targets)
+        return cross_entropy(student_logits, labels.tokens)

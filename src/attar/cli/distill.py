@@ -14,7 +14,7 @@ from attar.cli._compilation_cache import use_compilation_cache
 from attar.cli._console import out, progress_bar
 from attar.cli._models import model_source
 from attar.cli._tables import evaluation_table
-from attar.distill.config import TrainConfig
+from attar.distill.config import MethodName, TrainConfig
 from attar.distill.divergences import DivergenceName
 from attar.distill.evaluate import Evaluation
 from attar.distill.progress import StepReport
@@ -44,7 +44,7 @@ _DIVERGENCE_ONLY = {"beta": ("jsd",), "skew": ("skew_kl", "skew_reverse_kl")}
 @click.option("--student", help="Go on training this model (a checkpoint or run folder).")
 @click.option("--student-layers", help="Start from layers of the teacher: '0,4,29', or '10' outer ones.")
 @click.option("--student-shape", help="Start from random weights in a preset's shape, or a config.json's.")
-@click.option("--method", type=click.Choice(["sft", "gkd"]), default="gkd", show_default=True, help="See below.")
+@click.option("--method", type=click.Choice(get_args(MethodName)), default="gkd", show_default=True, help="See below.")
 @click.option("--lambda", "on_policy_fraction", type=_SHARE, default=0.5, show_default=True, help="On-policy share.")
 @click.option("--divergence", type=click.Choice(get_args(DivergenceName)), default="jsd", show_default=True)
 @click.option("--beta", type=_SHARE, default=0.5, show_default=True, help="Of jsd: 0 forward KL, 1 reverse KL.")
@@ -76,9 +76,11 @@ def command(data: Path, run_dir: Path, eval_data: Path | None, **options: Any) -
     ends with the weights it would have had.
 
     \b
-    sft   learns the data's completions.
-    gkd   brings the student's distributions to the teacher's, on completions that the student samples itself
-          (a share --lambda of the batches) and on the data's. Agarwal et al., 2024, arXiv:2306.13649.
+    sft       learns the data's completions.
+    pretrain  learns, at every position of the data, the teacher's whole distribution instead of the one token that
+              stands there: -Σ P log Q. Gemma Team, 2024, arXiv:2408.00118, section 3.2.
+    gkd       brings the student's distributions to the teacher's, on completions that the student samples itself
+              (a share --lambda of the batches) and on the data's. Agarwal et al., 2024, arXiv:2306.13649.
 
     \b
     DATA holds one JSON object a line: {"prompt": ..., "completion": ...} or {"messages": [...]}. The run folder gets
