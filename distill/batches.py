@@ -1,8 +1,11 @@
 """Batches of few fixed shapes in a seeded order that can be entered at any step.
 
-The order is a function of (seed, epoch) and the batch at a step is a function of the order, so the only state to
-keep for resuming is the step itself. That is why grain is not used here: its iterators carry state, and batches
-of one length bucket each would need a pipeline of our own on top.
+The batch at a step is a function of (seed, step): a stretch of batches takes its examples from the mixture's sequence
+by their numbers and batches them. The only state to keep for resuming is the step itself, and every process of a run
+on several hosts computes the same batch and takes its rows of it. That is why grain is not used here: its iterators
+carry state that would have to be kept with every checkpoint, its shards are read by one process each, so that the order
+depends on their number, and batches of one length bucket each would need a pipeline of our own on top. What its worker
+processes are for, reading ahead of the device, is not needed of examples that are tokenised before the first step.
 
 Shapes: every example belongs to one (prompt bucket, completion bucket) pair and batches hold examples of one pair
 as far as possible. XLA compiles once per pair; the bucket bounds are those that pad least.
@@ -10,7 +13,7 @@ as far as possible. XLA compiles once per pair; the bucket bounds are those that
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -19,6 +22,11 @@ from jaxtyping import Array, Int
 from numpy.typing import NDArray
 
 from attar.distill.data import DataError, DataSet, Example
+from attar.distill.mixture import Mixture
+
+STRETCH_BATCHES = 256
+"""Batches planned together: enough to sort examples by length, few enough to keep the mixture's shares."""
+_BATCHES = 4  # tells these random numbers from others made of (seed, step)
 
 
 class Batch(NamedTuple):
@@ -90,67 +98,86 @@ def choose_bounds(
 
 
 def choose_buckets(data: DataSet, num_prompt_buckets: int, num_completion_buckets: int) -> Buckets:
-    """Bucket bounds that pad the examples least and stay within the limits they were read under."""
+    """Bucket bounds that pad the examples least and stay within the limits they were read under.
+
+    Windows of text may be longer than these limits; then they are the bound.
+    """
     prompts = [len(example.prompt) for example in data.examples]
     completions = [len(example.completion) for example in data.examples]
     return Buckets(
-        choose_bounds(prompts, num_prompt_buckets, data.limits.prompt_tokens),
-        choose_bounds(completions, num_completion_buckets, data.limits.completion_tokens),
+        choose_bounds(prompts, num_prompt_buckets, max(data.limits.prompt_tokens, *prompts)),
+        choose_bounds(completions, num_completion_buckets, max(data.limits.completion_tokens, *completions)),
     )
 
 
 class BatchStream:
     """Endless batches over the examples; `batch(step)` may be asked in any order.
 
+    Args:
+      examples: The data.
+      mixture: Order over the examples.
+      batch_size: Rows of a batch.
+      seed: Of the order of batches.
+      buckets: Shapes to pad to.
+      pad_token_id: Fills rows.
+
     Raises:
       DataError: If there are fewer examples than rows in a batch.
     """
 
     def __init__(
-        self, examples: Sequence[Example], batch_size: int, seed: int, buckets: Buckets, pad_token_id: int
+        self,
+        examples: Sequence[Example],
+        mixture: Mixture,
+        batch_size: int,
+        seed: int,
+        buckets: Buckets,
+        pad_token_id: int,
     ) -> None:
         if len(examples) < batch_size:
             raise DataError(f"batch_size must be at most the number of examples, got {batch_size} and {len(examples)}")
         self._examples = examples
+        self._shapes = [_bucket_shape(example, buckets) for example in examples]
+        self._mixture = mixture
         self._batch_size = batch_size
         self._seed = seed
-        self._buckets = buckets
         self._pad_token_id = pad_token_id
+        self._stretch_batches = min(STRETCH_BATCHES, len(examples) // batch_size)
         self._plan: tuple[int, list[PlannedBatch]] = (-1, [])
 
-    @property
-    def batches_per_epoch(self) -> int:
-        """Full batches in one pass; the fewer than batch_size examples left over differ from epoch to epoch."""
-        return len(self._examples) // self._batch_size
-
     def position(self, step: int) -> tuple[int, int]:
-        """(epoch, batch within it) that a step reads, both from 0."""
-        return divmod(step, self.batches_per_epoch)
+        """(whole passes over the examples, batches since the last one ended) that a step reads, both from 0."""
+        passes, drawn = divmod(step * self._batch_size, self._mixture.num_examples)
+        return passes, drawn // self._batch_size
 
     def batch(self, step: int) -> Batch:
         """The batch of a step, counted from 0."""
-        epoch, index = self.position(step)
-        if self._plan[0] != epoch:
-            self._plan = (epoch, plan_epoch(self._examples, self._batch_size, self._seed, epoch, self._buckets))
+        stretch, index = divmod(step, self._stretch_batches)
+        if self._plan[0] != stretch:
+            self._plan = (stretch, self._plan_stretch(stretch))
         planned = self._plan[1][index]
         rows = [self._examples[i] for i in planned.indices]
         return pad_batch(rows, planned.prompt_tokens, planned.completion_tokens, self._pad_token_id)
 
+    def _plan_stretch(self, stretch: int) -> list[PlannedBatch]:
+        draws = self._stretch_batches * self._batch_size
+        drawn = self._mixture.draws(stretch * draws, (stretch + 1) * draws)
+        shapes = {index: self._shapes[index] for index in drawn}
+        return plan_batches(drawn, shapes, self._batch_size, np.random.default_rng([self._seed, _BATCHES, stretch]))
 
-def plan_epoch(
-    examples: Sequence[Example], batch_size: int, seed: int, epoch: int, buckets: Buckets
+
+def plan_batches(
+    drawn: Sequence[int], shapes: Mapping[int, tuple[int, int]], batch_size: int, rng: np.random.Generator
 ) -> list[PlannedBatch]:
-    """Batches of one epoch: len(examples) // batch_size of them, a function of the arguments alone."""
-    rng = np.random.default_rng([seed, epoch])
-    kept = len(examples) - len(examples) % batch_size  # which examples sit out is drawn anew in every epoch
+    """Batches of the drawn examples, a multiple of `batch_size`, in random order; of one shape as far as possible."""
     waiting: dict[tuple[int, int], list[int]] = {}
     plan: list[PlannedBatch] = []
-    for index in rng.permutation(len(examples))[:kept].tolist():
-        shape = _bucket_shape(examples[index], buckets)
-        rows = waiting.setdefault(shape, [])
+    for i in rng.permutation(len(drawn)).tolist():
+        index = drawn[i]
+        rows = waiting.setdefault(shapes[index], [])
         rows.append(index)
         if len(rows) == batch_size:
-            plan.append(PlannedBatch(tuple(waiting.pop(shape)), *shape))
+            plan.append(PlannedBatch(tuple(waiting.pop(shapes[index])), *shapes[index]))
     # What is left is batched across buckets in order of length, so that little of it is padded further than needed.
     leftover = [(shape, index) for shape in sorted(waiting) for index in waiting[shape]]
     for start in range(0, len(leftover), batch_size):

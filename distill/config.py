@@ -15,6 +15,7 @@ from attar.distill.methods.method import Method
 from attar.distill.methods.pretrain import Pretrain
 from attar.distill.methods.sft import Sft
 from attar.distill.parametrization import Direct, Parametrization
+from attar.distill.records import Documents
 from attar.distill.step import ComputeDtype, OptimizerConfig, Schedule
 from attar.engine.sampling import SamplingParams
 
@@ -28,7 +29,10 @@ class TrainConfig:
     Exactly one of `student`, `student_layers` and `student_shape` says what is trained.
 
     Attributes:
-      data: JSONL file to train on.
+      data: Files to train on, by path or glob pattern; see `records` for their kinds.
+      data_weights: Weight of each entry of `data` in the mixture; None mixes all files by size.
+      documents: What one document of a `.txt` file is.
+      max_tokens: Window that plain text is cut into; None is 512, or a shorter context.
       method: `sft` learns the data's completions; `pretrain` learns the teacher's distributions over them; `gkd` brings
         the student's distributions to the teacher's on the data and on the student's own samples.
       teacher: The model to learn from. `sft` uses it for evaluation only, and may go without.
@@ -48,17 +52,19 @@ class TrainConfig:
       prompt_format: See `data.PromptFormat`.
       normalization: How per-token losses are averaged; see `losses.Normalization`.
       accumulation_steps: Parts that a batch is worked through in; must divide `batch_size`.
+      pack: Several examples in one row where rows are the data's (λ = 0); `batch_size` then counts rows.
+      pack_tokens: Of a packed row; None is the longest example, rounded up to a multiple of 64.
       prompt_buckets: Lengths that prompts are padded to; each costs a compilation. `completion_buckets` likewise.
       remat: Recompute activations in the backward pass, for less memory and more time.
       compute_dtype: Of both models' products and activations, and of the teacher's weights. The student's weights,
         logits, losses and updates are float32 in any case.
-      eval_data: JSONL file to evaluate on, every `eval_every` steps and at the end; None does not evaluate.
+      eval_data: File to evaluate on, every `eval_every` steps and at the end; None does not evaluate.
       eval_examples: Examples used of it.
       checkpoint_every: Steps between checkpoints; `keep_checkpoints` of them are kept.
       seed: Of initial weights, data order, λ's draws and sampling.
     """
 
-    data: str
+    data: str | tuple[str, ...]
     method: MethodName = "gkd"
     teacher: str | None = None
     student: str | None = None
@@ -75,6 +81,11 @@ class TrainConfig:
     top_p: float = 1.0
     max_new_tokens: int = 128
     max_prompt_tokens: int | None = None
+    data_weights: tuple[float, ...] | None = None
+    documents: Documents = "file"
+    max_tokens: int | None = None
+    pack: bool = False
+    pack_tokens: int | None = None
     prompt_format: PromptFormat = "auto"
     normalization: Normalization = "sequence"
     steps: int = 1000
@@ -100,9 +111,15 @@ class TrainConfig:
         _check_choices(self)
         _check_numbers(self)
         _check_models(self)
+        _check_data(self)
         # Built once here, so that their own rules are checked before any model is loaded.
         self.make_method()
         self.sampling_params()
+
+    @property
+    def data_paths(self) -> tuple[str, ...]:
+        """The entries of `data`."""
+        return (self.data,) if isinstance(self.data, str) else self.data
 
     def make_method(self) -> Method:
         """The method with this run's hyper-parameters."""
@@ -153,8 +170,8 @@ class TrainConfig:
         unknown = sorted(set(raw) - known)
         if unknown:
             raise ValueError(f"training configuration has unknown keys: {', '.join(unknown)}")
-        layers = raw.get("student_layers")
-        return cls(**{**raw, "student_layers": None if layers is None else tuple(layers)})
+        lists = ("data", "data_weights", "student_layers")  # which are tuples here
+        return cls(**{**raw, **{name: tuple(raw[name]) for name in lists if isinstance(raw.get(name), list)}})
 
 
 _POSITIVE_INTEGERS = (
@@ -178,6 +195,7 @@ def _check_choices(config: TrainConfig) -> None:
         ("normalization", get_args(Normalization)),
         ("schedule", get_args(Schedule)),
         ("compute_dtype", get_args(ComputeDtype)),
+        ("documents", get_args(Documents)),
     )
     for name, allowed in choices:
         if getattr(config, name) not in allowed:
@@ -199,6 +217,26 @@ def _check_numbers(config: TrainConfig) -> None:
     if config.batch_size % config.accumulation_steps:
         raise ValueError(
             f"accumulation_steps must divide batch_size, got {config.accumulation_steps} and {config.batch_size}"
+        )
+
+
+def _check_data(config: TrainConfig) -> None:
+    if not config.data_paths:
+        raise ValueError("data must name at least one file, got none")
+    weights = config.data_weights
+    if weights is not None and len(weights) != len(config.data_paths):
+        raise ValueError(f"there must be one of data_weights per entry of data, got {len(weights)} for {config.data}")
+    if weights is not None and not all(0 < weight < float("inf") for weight in weights):
+        raise ValueError(f"data_weights must be positive, got {weights}")
+    if config.max_tokens is not None and config.max_tokens < 2:
+        raise ValueError(f"max_tokens must be at least 2, got {config.max_tokens}")
+    if config.pack_tokens is not None and not config.pack:
+        raise ValueError("pack_tokens is the length of packed rows: give pack too, or leave it out")
+    on_policy = config.make_method().on_policy_fraction
+    if config.pack and on_policy > 0:
+        raise ValueError(
+            f"pack is for batches of the data alone: samples of the student are not packed, and lambda is {on_policy}; "
+            "set lambda to 0 or leave pack out"
         )
 
 

@@ -1,49 +1,37 @@
-"""Reads prompts and completions from JSONL and turns them into token ids with completion-only losses.
+"""Training and held-out examples as token ids, in which only the completion is learnt.
 
-One JSON object a line, in one of three forms:
-    {"prompt": "...", "completion": "..."}
-    {"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}, ...]}
-    {"question": "...", "answer": "..."}
 Of a conversation every assistant turn becomes one example, whose prompt is the conversation up to it: the same
 tokens are learnt as with a mask over the whole conversation, and each turn can also be sampled on-policy.
-The third is GSM8K's form, which becomes a prompt and a completion by `attar.distill.answers`.
+
+A document of plain text becomes windows in which every token but the document's first is counted once:
+
+    tokens 4, overlap 1    [B 1 2 3][3 4 5 6][6 7 E]     B, 3 and 6 are read as context: an example's prompt
+    tokens 4, overlap 2    [B 1 2 3][2 3 4 5][4 5 6 7]...
+
+The first token is the beginning of sequence where the model's tokenizer puts one, so that the text counts whole.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from attar.distill.answers import answer_completion, question_prompt
+from attar.distill.records import DataError, Documents, Message, Record, file_sha256, find_files, read_records
 from attar.engine.chat_template import ChatTemplateError, render_chat
 from attar.engine.tokenizer import Tokenizer
+
+__all__ = ["DataError", "DataFile", "DataSet", "Example", "Limits", "PromptFormat", "Windows", "load_examples"]
 
 PromptFormat = Literal["auto", "chat", "plain"]
 """`chat` renders prompts through the model's chat template, `plain` takes them as they are, and `auto` is `chat`
 where the model has a template and `plain` elsewhere."""
-
-Message = dict[str, str]
-
-
-class DataError(ValueError):
-    """Training data that cannot be used; the message names the file and, where there is one, the line."""
-
-
-@dataclass(frozen=True)
-class Record:
-    """One line of the file as written: either a prompt with its completion, or a conversation."""
-
-    line: int
-    prompt: str = ""
-    completion: str | None = None
-    messages: tuple[Message, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -52,10 +40,11 @@ class Example:
 
     Attributes:
       line: Line of the file, from 1.
-      prompt: int32 [P], at least one token.
+      prompt: int32 [P], at least one token; of a window of text its context.
       completion: int32 [N], its last token an end of sequence unless it was cut; empty where the data has none.
       prompt_text: The prompt as the model reads it.
       reference: The completion's own text, without template parts.
+      is_text: Whether it is a window of plain text, which nobody asked for and no answer is compared to.
     """
 
     line: int
@@ -63,6 +52,29 @@ class Example:
     completion: NDArray[np.int32]
     prompt_text: str
     reference: str
+    is_text: bool = False
+
+
+@dataclass(frozen=True)
+class Windows:
+    """How a document of plain text is cut; see the module's docstring.
+
+    Attributes:
+      tokens: Of a window, its context included; at least 2.
+      overlap: Last tokens of a window that the next one begins with, as context; from 1 to `tokens` - 1.
+      ended: Whether a document ends in an end of sequence, which is learnt.
+
+    Raises:
+      ValueError: If the lengths break these rules.
+    """
+
+    tokens: int
+    overlap: int = 1
+    ended: bool = True
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.overlap < self.tokens:
+            raise ValueError(f"overlap must be at least 1 and below the window, got {self.overlap} and {self.tokens}")
 
 
 @dataclass(frozen=True)
@@ -72,27 +84,46 @@ class Limits:
     Attributes:
       prompt_tokens: A longer prompt is an error.
       completion_tokens: A longer completion is cut, and then ends without an end of sequence.
+      windows: Of plain text, whose lengths are theirs alone; None refuses plain text.
     """
 
     prompt_tokens: int
     completion_tokens: int
     needs_completion: bool = True
+    windows: Windows | None = None
+
+
+@dataclass(frozen=True)
+class DataFile:
+    """One file that was read: the hash of its bytes and how many examples it gave."""
+
+    sha256: str
+    num_examples: int
 
 
 @dataclass(frozen=True)
 class DataSet:
-    """Examples of one file.
+    """Examples of one or several files, file by file.
 
     Attributes:
       limits: What the examples keep to.
       num_cut: Completions that were cut to the limit.
-      sha256: Hash of the file's bytes.
+      sha256: Hash of the file's bytes; of several files, of their hashes.
+      files: In the order in which they were read.
+      weights: Of each file's examples in a mixture, as they were asked for; None mixes by size.
     """
 
     examples: tuple[Example, ...]
     limits: Limits
     num_cut: int
     sha256: str
+    files: tuple[DataFile, ...] = ()
+    weights: tuple[float, ...] | None = None
+
+    @property
+    def num_texts(self) -> int:
+        """Examples that are windows of plain text."""
+        return sum(example.is_text for example in self.examples)
 
 
 def load_examples(
@@ -101,8 +132,9 @@ def load_examples(
     limits: Limits,
     prompt_format: PromptFormat = "auto",
     max_examples: int | None = None,
+    documents: Documents = "file",
 ) -> DataSet:
-    """Reads a JSONL file and tokenises it.
+    """Reads a file of any kind in `records` and tokenises it.
 
     Args:
       path: The file.
@@ -110,78 +142,60 @@ def load_examples(
       limits: Length limits in tokens.
       prompt_format: How prompts become text; see `PromptFormat`.
       max_examples: Stops after this many examples; None takes all.
+      documents: What one document of a text file is.
 
     Raises:
-      DataError: If the file cannot be read, holds no examples, or a line is malformed or too long.
+      DataError: If the file cannot be read, holds no examples, or an entry is malformed or too long.
     """
-    content = _read_bytes(path)
+    sha256 = file_sha256(path)
     encoder = _Encoder(path, tokenizer, limits, prompt_format)
-    examples: list[Example] = []
-    for record in parse_records(path, content):
-        if record.completion is None and not record.messages and limits.needs_completion:
-            raise DataError(f"{path}:{record.line}: lacks a 'completion' (or 'answer'), which this method trains on")
-        examples.extend(encoder.encode(record))
-        if max_examples is not None and len(examples) >= max_examples:
-            break
+    encoded = (example for record in read_records(path, documents) for example in encoder.encode(record))
+    examples = tuple(islice(encoded, max_examples))
     if not examples:
-        raise DataError(f"{path}: holds no examples; expected one JSON object a line")
-    return DataSet(tuple(examples[:max_examples]), limits, encoder.num_cut, hashlib.sha256(content).hexdigest())
+        expected = "text" if path.suffix == ".txt" else "one JSON object a line"
+        raise DataError(f"{path}: holds no examples; expected {expected}")
+    return DataSet(examples, limits, encoder.num_cut, sha256, (DataFile(sha256, len(examples)),))
 
 
-def parse_records(path: Path, content: bytes) -> Iterator[Record]:
-    """Checks and yields the lines of a JSONL file; blank lines are skipped.
+def load_mixture(
+    patterns: Sequence[str],
+    weights: Sequence[float] | None,
+    tokenizer: Tokenizer,
+    limits: Limits,
+    prompt_format: PromptFormat = "auto",
+    documents: Documents = "file",
+) -> DataSet:
+    """Reads all files that paths and glob patterns name.
+
+    Args:
+      patterns: Paths or glob patterns.
+      weights: Of each pattern in the mixture; its files share the weight by their size. None mixes all by size.
+      tokenizer, limits, prompt_format, documents: As of `load_examples`.
 
     Raises:
-      DataError: If a line is not UTF-8, not a JSON object, or lacks or misuses a key.
+      DataError: As `load_examples`, or if a pattern names no file.
     """
-    for number, raw in enumerate(content.split(b"\n"), start=1):
-        if not raw.strip():
-            continue
-        try:
-            value = json.loads(raw)
-        except UnicodeDecodeError as error:
-            raise DataError(f"{path}:{number}: is not UTF-8 text (byte {error.start} of the line)") from None
-        except json.JSONDecodeError as error:
-            raise DataError(f"{path}:{number}: is not valid JSON: {error.msg} (column {error.colno})") from None
-        yield _record(path, number, value)
+    files_of = [find_files([pattern]) for pattern in patterns]
+    parts = [[load_examples(f, tokenizer, limits, prompt_format, None, documents) for f in files] for files in files_of]
+    read = [data for part in parts for data in part]
+    hashes = [data.sha256 for data in read]
+    sha256 = hashes[0] if len(hashes) == 1 else hashlib.sha256("\n".join(hashes).encode()).hexdigest()
+    return DataSet(
+        tuple(example for data in read for example in data.examples),
+        limits,
+        sum(data.num_cut for data in read),
+        sha256,
+        tuple(file for data in read for file in data.files),
+        None if weights is None else _file_weights(parts, weights),
+    )
 
 
-def _record(path: Path, line: int, value: Any) -> Record:
-    if not isinstance(value, dict):
-        raise DataError(f"{path}:{line}: must be a JSON object, got {type(value).__name__}")
-    if "messages" in value:
-        return Record(line, messages=_messages(path, line, value["messages"]))
-    if "prompt" in value:
-        prompt, completion = _strings(path, line, value, ("prompt", "completion"))
-        return Record(line, prompt, completion)
-    if "question" in value:
-        question, answer = _strings(path, line, value, ("question", "answer"))
-        return Record(line, question_prompt(question), None if answer is None else answer_completion(answer))
-    forms = "'prompt' and 'completion', or 'messages', or 'question' and 'answer'"
-    raise DataError(f"{path}:{line}: must have {forms}; got {sorted(value)}")
-
-
-def _strings(path: Path, line: int, value: dict[str, Any], keys: tuple[str, str]) -> tuple[str, str | None]:
-    """The strings under both keys, of which the second may be absent."""
-    for key in keys:
-        if key in value and not isinstance(value[key], str):
-            raise DataError(f"{path}:{line}: {key!r} must be a string, got {type(value[key]).__name__}")
-    return value[keys[0]], value.get(keys[1])
-
-
-def _messages(path: Path, line: int, value: Any) -> tuple[Message, ...]:
-    if not isinstance(value, list) or not value:
-        raise DataError(f"{path}:{line}: 'messages' must be a list of at least one message")
-    for message in value:
-        if not (
-            isinstance(message, dict)
-            and isinstance(message.get("role"), str)
-            and isinstance(message.get("content"), str)
-        ):
-            raise DataError(f"{path}:{line}: each message must have the strings 'role' and 'content', got {message!r}")
-    if all(message["role"] != "assistant" for message in value):
-        raise DataError(f"{path}:{line}: 'messages' must hold an assistant turn to learn from")
-    return tuple({"role": message["role"], "content": message["content"]} for message in value)
+def _file_weights(parts: Sequence[Sequence[DataSet]], weights: Sequence[float]) -> tuple[float, ...]:
+    """The weight of each file: its pattern's, divided among the pattern's files by their examples."""
+    sizes = [[len(data.examples) for data in part] for part in parts]
+    return tuple(
+        weight * size / sum(of_part) for weight, of_part in zip(weights, sizes, strict=True) for size in of_part
+    )
 
 
 class _Encoder:
@@ -192,37 +206,55 @@ class _Encoder:
             raise DataError(f"{path}: the tokenizer names no end-of-sequence token, so completions cannot be ended")
         if prompt_format == "chat" and tokenizer.chat_template is None:
             raise DataError(f"{path}: the format 'chat' needs a chat template, which the model lacks; use 'plain'")
-        self._path = path
         self._tokenizer = tokenizer
         self._limits = limits
         self._chat = prompt_format != "plain" and tokenizer.chat_template is not None
         self.num_cut = 0
 
     def encode(self, record: Record) -> Iterator[Example]:
-        if record.messages and not self._chat:
-            raise DataError(f"{self._path}:{record.line}: 'messages' need a chat template, which is absent or not used")
-        if record.messages:
+        if record.text is not None:
+            yield from self._encode_text(record, record.text)
+        elif record.messages:
+            if not self._chat:
+                raise DataError(f"{record.place}: 'messages' need a chat template, which is absent or not used")
             for turn, message in enumerate(record.messages):
                 if message["role"] == "assistant":
-                    yield self._encode_turn(record.line, record.messages[:turn], message["content"])
+                    yield self._encode_turn(record, record.messages[:turn], message["content"])
+        elif record.completion is None and self._limits.needs_completion:
+            raise DataError(f"{record.place}: lacks a 'completion' (or 'answer'), which this method trains on")
         elif self._chat:
-            yield self._encode_turn(record.line, ({"role": "user", "content": record.prompt},), record.completion)
+            yield self._encode_turn(record, ({"role": "user", "content": record.prompt},), record.completion)
         else:
-            yield self._example(record.line, record.prompt, record.completion, record.completion, add_special=True)
+            yield self._example(record, record.prompt, record.completion, record.completion, add_special=True)
 
-    def _encode_turn(self, line: int, before: tuple[Message, ...], answer: str | None) -> Example:
-        prompt = self._render(line, before, add_generation_prompt=True)
+    def _encode_text(self, record: Record, text: str) -> Iterator[Example]:
+        windows = self._limits.windows
+        if windows is None:
+            raise DataError(f"{record.place}: is plain text, where prompts are needed")
+        tokenizer = self._tokenizer
+        begin_of_text = [tokenizer.bos_token_id] if tokenizer.add_bos and tokenizer.bos_token_id is not None else []
+        ids = [*begin_of_text, *tokenizer.encode(text), *(tokenizer.eos_token_ids[:1] if windows.ended else ())]
+        start = 1  # of what is counted next
+        while start < len(ids):
+            begin = max(start - windows.overlap, 0)
+            context, counted = ids[begin:start], ids[start : begin + windows.tokens]
+            arrays = np.array(context, np.int32), np.array(counted, np.int32)
+            yield Example(record.line, *arrays, "", self._tokenizer.decode(counted), is_text=True)
+            start += len(counted)
+
+    def _encode_turn(self, record: Record, before: tuple[Message, ...], answer: str | None) -> Example:
+        prompt = self._render(record, before, add_generation_prompt=True)
         if answer is None:
-            return self._example(line, prompt, None, None, add_special=False)
-        whole = self._render(line, (*before, {"role": "assistant", "content": answer}), add_generation_prompt=False)
+            return self._example(record, prompt, None, None, add_special=False)
+        whole = self._render(record, (*before, {"role": "assistant", "content": answer}), add_generation_prompt=False)
         if not whole.startswith(prompt):
             raise DataError(
-                f"{self._path}:{line}: the chat template writes past turns differently from the prompt that asks for "
+                f"{record.place}: the chat template writes past turns differently from the prompt that asks for "
                 "them, so a completion cannot be told apart; render the text yourself and use the format 'plain'"
             )
-        return self._example(line, prompt, whole[len(prompt) :], answer, add_special=False)
+        return self._example(record, prompt, whole[len(prompt) :], answer, add_special=False)
 
-    def _render(self, line: int, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
+    def _render(self, record: Record, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
         tokenizer = self._tokenizer
         try:
             return render_chat(
@@ -233,26 +265,25 @@ class _Encoder:
                 eos_token=tokenizer.token_text(tokenizer.eos_token_ids[0]),
             )
         except ChatTemplateError as error:
-            raise DataError(f"{self._path}:{line}: {error}") from None
+            raise DataError(f"{record.place}: {error}") from None
 
     def _example(
-        self, line: int, prompt: str, completion: str | None, reference: str | None, *, add_special: bool
+        self, record: Record, prompt: str, completion: str | None, reference: str | None, *, add_special: bool
     ) -> Example:
         ids = self._tokenizer.encode(prompt, add_special=add_special)
         if not ids:
-            raise DataError(
-                f"{self._path}:{line}: the prompt has no tokens, so nothing precedes the first completion token"
-            )
+            raise DataError(f"{record.place}: the prompt has no tokens, so nothing precedes the first completion token")
         if len(ids) > self._limits.prompt_tokens:
             raise DataError(
-                f"{self._path}:{line}: the prompt must have at most {self._limits.prompt_tokens} tokens (the context "
+                f"{record.place}: the prompt must have at most {self._limits.prompt_tokens} tokens (the context "
                 f"less the completion), got {len(ids)}; shorten it or use a model with a longer context"
             )
         target = [] if completion is None else self._end(self._tokenizer.encode(completion))
         if len(target) > self._limits.completion_tokens:
             target = target[: self._limits.completion_tokens]
             self.num_cut += 1
-        return Example(line, np.array(ids, np.int32), np.array(target, np.int32), prompt, (reference or "").strip())
+        tokens = np.array(ids, np.int32), np.array(target, np.int32)
+        return Example(record.line, *tokens, prompt, (reference or "").strip())
 
     def _end(self, ids: list[int]) -> list[int]:
         """Ids up to the first end of sequence, which is appended where there is none."""
@@ -261,10 +292,3 @@ class _Encoder:
             if token in ends:
                 return ids[: index + 1]  # what a template writes after it is never sampled
         return [*ids, self._tokenizer.eos_token_ids[0]]
-
-
-def _read_bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from None

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from attar.distill.batches import Buckets, choose_buckets
+from attar.distill.batches import BatchStream, Buckets, choose_buckets
 from attar.distill.config import TrainConfig
-from attar.distill.data import DataSet, Limits, load_examples
+from attar.distill.data import DataError, DataSet, Limits, Windows, load_examples, load_mixture
+from attar.distill.mixture import Mixture
 from attar.distill.models import RunModels, params_fingerprint
+from attar.distill.packing import PackedStream, packed_length
 from attar.distill.run_folder import RunError
+
+_TEXT_WINDOW = 512  # tokens: long enough for most of what a small model learns of context
+_PACK_MULTIPLE = 64
 
 
 def load_data(config: TrainConfig, models: RunModels) -> tuple[DataSet, DataSet | None]:
@@ -23,18 +29,72 @@ def load_data(config: TrainConfig, models: RunModels) -> tuple[DataSet, DataSet 
       RunError: If the models' context leaves no room for a prompt.
     """
     needs_completion = not (config.method == "gkd" and config.on_policy_fraction == 1.0)
-    limits = Limits(max_prompt_tokens(config, models), config.max_new_tokens, needs_completion)
-    data = load_examples(Path(config.data), models.tokenizer, limits, config.prompt_format)
+    windows = Windows(max_tokens(config, models))
+    limits = Limits(max_prompt_tokens(config, models), config.max_new_tokens, needs_completion, windows)
+    data = load_mixture(
+        config.data_paths, config.data_weights, models.tokenizer, limits, config.prompt_format, config.documents
+    )
+    _check_texts(config, data)
     if config.eval_data is None:
         return data, None
     held_out = load_examples(
         Path(config.eval_data),
         models.tokenizer,
-        Limits(limits.prompt_tokens, limits.completion_tokens),
+        Limits(limits.prompt_tokens, limits.completion_tokens, windows=held_out_windows(windows.tokens)),
         config.prompt_format,
         config.eval_examples,
+        config.documents,
     )
     return data, held_out
+
+
+def held_out_windows(tokens: int) -> Windows:
+    """Windows for scoring a text, each token of which sees at least half a window before it; its end is not scored."""
+    return Windows(tokens, max(tokens // 2, 1), ended=False)
+
+
+def max_tokens(config: TrainConfig, models: RunModels) -> int:
+    """Window that plain text is cut into.
+
+    Raises:
+      RunError: If it is longer than the models' context.
+    """
+    context = _context(models)
+    if config.max_tokens is not None and config.max_tokens > context:
+        raise RunError(f"max_tokens must be at most the context of {context} tokens, got {config.max_tokens}; lower it")
+    return min(_TEXT_WINDOW, context) if config.max_tokens is None else config.max_tokens
+
+
+def pack_tokens(config: TrainConfig, data: DataSet) -> int | None:
+    """Columns of a packed row; None where rows are not packed."""
+    if not config.pack:
+        return None
+    longest = max(packed_length(example) for example in data.examples)
+    return config.pack_tokens or -(-longest // _PACK_MULTIPLE) * _PACK_MULTIPLE
+
+
+def open_stream(config: TrainConfig, models: RunModels, data: DataSet, buckets: Buckets) -> BatchStream | PackedStream:
+    """The run's batches of the data.
+
+    Raises:
+      DataError: If the data cannot fill them.
+    """
+    pad = models.tokenizer.pad_token_id
+    pad = models.tokenizer.eos_token_ids[0] if pad is None else pad
+    mixture = Mixture([file.num_examples for file in data.files], data.weights, config.seed)
+    columns = pack_tokens(config, data)
+    if columns is None:
+        return BatchStream(data.examples, mixture, config.batch_size, config.seed, buckets, pad)
+    return PackedStream(data.examples, mixture, config.batch_size, config.seed, columns, pad)
+
+
+def _check_texts(config: TrainConfig, data: DataSet) -> None:
+    """Refuses what plain text cannot do, and settings of it where there is none."""
+    files = ", ".join(config.data_paths)
+    if data.num_texts and config.make_method().on_policy_fraction > 0:
+        raise DataError(f"{files}: plain text has no prompts that the student could answer; set lambda to 0")
+    if config.max_tokens is not None and not data.num_texts:
+        raise DataError(f"max_tokens would do nothing: {files} holds no plain text")
 
 
 def max_prompt_tokens(config: TrainConfig, models: RunModels) -> int:
@@ -43,13 +103,18 @@ def max_prompt_tokens(config: TrainConfig, models: RunModels) -> int:
     Raises:
       RunError: If no room is left.
     """
-    contexts = [network.config.max_position_embeddings for network in (models.student, models.teacher) if network]
-    room = min(contexts) - config.max_new_tokens
+    context = _context(models)
+    room = context - config.max_new_tokens
     if room < 1:
         raise RunError(
-            f"max_new_tokens must be below the context of {min(contexts)} tokens, got {config.max_new_tokens}; lower it"
+            f"max_new_tokens must be below the context of {context} tokens, got {config.max_new_tokens}; lower it"
         )
     return room if config.max_prompt_tokens is None else min(room, config.max_prompt_tokens)
+
+
+def _context(models: RunModels) -> int:
+    """The shorter of both models' contexts."""
+    return min(network.config.max_position_embeddings for network in (models.student, models.teacher) if network)
 
 
 def held_out_buckets(train: Buckets, held_out: DataSet) -> Buckets:
@@ -65,6 +130,9 @@ def resolved_config(config: TrainConfig, models: RunModels, data: DataSet, held_
     return {
         **config.to_json(),
         "max_prompt_tokens": max_prompt_tokens(config, models),
+        "max_tokens": max_tokens(config, models) if data.num_texts else None,
+        "pack_tokens": pack_tokens(config, data),
+        "data_files": [dataclasses.asdict(file) for file in data.files],
         "data_sha256": data.sha256,
         "data_examples": len(data.examples),
         "data_completions_cut": data.num_cut,

@@ -1,8 +1,8 @@
 """One optimisation step: student and teacher on the completion positions, the method's loss, AdamW.
 
 A row is read as `prompt | completion` with the prompt padded on the left, so the completion stands in the same
-columns of every row, and a plain slice picks the hidden states that predict it. Only those N positions are
-projected to the vocabulary, in the student and in the teacher, a few at a time (projected_loss.py).
+columns of every row, and a plain slice picks the hidden states that predict it; packed rows gather theirs (counted.py).
+Only those N positions are projected to the vocabulary, in student and teacher, a few at a time (projected_loss.py).
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ import jax.numpy as jnp
 import optax  # type: ignore[import-untyped]  # ships neither stubs nor py.typed
 from jaxtyping import Array, Float, Int
 
-from attar.distill.batches import Batch
-from attar.distill.losses import Normalization, completion_mask, token_weights
+from attar.distill.counted import AnyBatch, completion_hidden, completion_tokens, counted_mask, counted_weights
+from attar.distill.losses import Normalization
 from attar.distill.methods.method import Labels, Method
 from attar.distill.parametrization import Direct, Parametrization
 from attar.distill.projected_loss import Head, HeadConfig, projected_loss
 from attar.engine.config import ModelConfig
-from attar.engine.transformer import Params, head_table, hidden_states
+from attar.engine.transformer import Params, head_table
 
 Schedule = Literal["constant", "linear", "cosine"]
 ComputeDtype = Literal["float32", "bfloat16"]
@@ -116,27 +116,10 @@ def cast_matrices(params: Params, dtype: ComputeDtype) -> Params:
     return jax.tree.map(lambda leaf, matrix: leaf.astype(dtype) if matrix else leaf, params, matrices)  # type: ignore[no-any-return]  # a tree of Params' structure
 
 
-def completion_hidden(
-    params: Params, config: ModelConfig, batch: Batch, *, remat: bool = False
-) -> Float[Array, "B N D"]:
-    """Hidden states that predict each of the N completion positions.
-
-    Args:
-      remat: Recompute activations in the backward pass.
-    """
-    P, N = batch.prompts.shape[1], batch.completions.shape[1]
-    tokens = jnp.concatenate([batch.prompts, batch.completions[:, :-1]], axis=1)  # [B, P+N-1]
-    real_prompt = jnp.arange(P)[None, :] >= P - batch.prompt_lengths[:, None]
-    # The prediction of the last counted token needs only what precedes it, so N-1 completion columns are read.
-    real_completion = completion_mask(jnp.asarray(batch.completion_lengths), N)[:, :-1]
-    padding_mask = jnp.concatenate([real_prompt, real_completion], axis=1)
-    return hidden_states(params, config, tokens, padding_mask=padding_mask, remat=remat)[:, P - 1 :]  # [B, N, D]
-
-
 def completion_heads(
     params: Params,
     student: ModelConfig,
-    batch: Batch,
+    batch: AnyBatch,
     teacher: tuple[Params, ModelConfig] | None,
     *,
     remat: bool = False,
@@ -155,7 +138,7 @@ def batch_loss(
     params: Params,
     student: ModelConfig,
     method: Method,
-    batch: Batch,
+    batch: AnyBatch,
     weights: Float[Array, "B N"],
     teacher: tuple[Params, ModelConfig] | None,
     *,
@@ -163,14 +146,14 @@ def batch_loss(
 ) -> Float[Array, ""]:
     """Σ weights · method values; a part of the batch's loss where the batch is a part."""
     heads = completion_heads(params, student, batch, teacher, remat=remat)
-    return projected_loss(method.loss, *heads, Labels(jnp.asarray(batch.completions)), weights)
+    return projected_loss(method.loss, *heads, Labels(completion_tokens(batch)), weights)
 
 
 class TrainStep(Protocol):
     """A jitted step; the old state is donated."""
 
     def __call__(
-        self, state: TrainState, teacher_params: Params | None, batch: Batch, frozen: Params | None = None, /
+        self, state: TrainState, teacher_params: Params | None, batch: AnyBatch, frozen: Params | None = None, /
     ) -> tuple[TrainState, StepMetrics]:
         """Returns the state after the step and its metrics; `frozen` is the parametrisation's."""
         ...
@@ -203,7 +186,9 @@ def make_train_step(
       parametrization: What the state's weights are to the student.
     """
 
-    def part_gradient(params: Params, teacher_params: Params | None, part: Batch, weights: Array) -> tuple[Array, Any]:
+    def part_gradient(
+        params: Params, teacher_params: Params | None, part: AnyBatch, weights: Array
+    ) -> tuple[Array, Any]:
         known = None
         if method.needs_teacher and teacher is not None and teacher_params is not None:
             known = (cast_matrices(teacher_params, compute_dtype), teacher)
@@ -215,11 +200,10 @@ def make_train_step(
         return jax.value_and_grad(loss)(params)
 
     def step(
-        state: TrainState, teacher_params: Params | None, batch: Batch, frozen: Params | None = None, /
+        state: TrainState, teacher_params: Params | None, batch: AnyBatch, frozen: Params | None = None, /
     ) -> tuple[TrainState, StepMetrics]:
         effective, pull_back = jax.vjp(lambda trained: parametrization.effective(trained, frozen), state.params)
-        mask = completion_mask(jnp.asarray(batch.completion_lengths), batch.completions.shape[1])
-        weights = token_weights(mask, normalization)
+        weights = counted_weights(batch, normalization)
         if accumulation_steps == 1:
             loss, gradient = part_gradient(effective, teacher_params, batch, weights)
         else:
@@ -231,19 +215,19 @@ def make_train_step(
         (gradient,) = pull_back(gradient)
         updates, optimizer_state = optimizer.update(gradient, state.optimizer_state, state.params)
         params: Params = jax.tree.map(jnp.add, state.params, updates)
-        metrics = StepMetrics(loss, _global_norm(gradient), mask.sum())
+        metrics = StepMetrics(loss, _global_norm(gradient), counted_mask(batch).sum())
         return TrainState(params, optimizer_state, state.step + 1), metrics
 
     return jax.jit(step, donate_argnums=(0,))
 
 
 def _accumulate(
-    part_gradient: Callable[[Batch, Array], tuple[Array, Any]], whole: tuple[Batch, Array], parts: int
+    part_gradient: Callable[[AnyBatch, Array], tuple[Array, Any]], whole: tuple[AnyBatch, Array], parts: int
 ) -> tuple[Array, Any]:
     """Sums loss and gradient over equal parts of the rows. The weights already refer to the whole batch."""
     split = jax.tree.map(lambda leaf: jnp.reshape(leaf, (parts, -1, *leaf.shape[1:])), whole)
 
-    def add(total: Any, part: tuple[Batch, Array]) -> tuple[Any, None]:
+    def add(total: Any, part: tuple[AnyBatch, Array]) -> tuple[Any, None]:
         return jax.tree.map(jnp.add, total, part_gradient(*part)), None
 
     first = jax.tree.map(lambda leaf: leaf[0], split)

@@ -17,9 +17,10 @@ import jax
 import numpy as np
 from jaxtyping import Array
 
-from attar.distill.batches import Batch, BatchStream, choose_buckets
+from attar.distill.batches import Batch, choose_buckets
 from attar.distill.checkpointing import list_checkpoints, load_checkpoint, save_checkpoint
 from attar.distill.config import TrainConfig
+from attar.distill.counted import AnyBatch, row_utilization
 from attar.distill.data import DataSet
 from attar.distill.evaluate import EvalSettings, Evaluation, Network, evaluate
 from attar.distill.example_results import results_path, write_results
@@ -28,7 +29,7 @@ from attar.distill.progress import Callback, Pace, Silent, StepReport
 from attar.distill.report import write_report
 from attar.distill.rollout import sample_batch
 from attar.distill.run_folder import MetricsLog, RunError, open_run, settle_config
-from attar.distill.run_inputs import held_out_buckets, load_data, resolved_config
+from attar.distill.run_inputs import held_out_buckets, load_data, open_stream, resolved_config
 from attar.distill.step import (
     ComputeDtype,
     StepMetrics,
@@ -124,9 +125,7 @@ class _Run:
         self._learning_rates = np.asarray(jax.vmap(schedule)(np.arange(config.steps)))  # of each step, for the log
         self._pace = Pace()
         buckets = choose_buckets(data, config.prompt_buckets, config.completion_buckets)
-        pad = self._tokenizer.pad_token_id
-        pad = self._tokenizer.eos_token_ids[0] if pad is None else pad
-        self._stream = BatchStream(data.examples, config.batch_size, config.seed, buckets, pad)
+        self._stream = open_stream(config, models, data, buckets)
         self._eval_buckets = None if held_out is None else held_out_buckets(buckets, held_out)
         self._train_step = make_train_step(
             self._student,
@@ -179,9 +178,10 @@ class _Run:
 
     def _step(self, step: int) -> None:
         began = time.perf_counter()
-        batch = self._stream.batch(step)
+        batch: AnyBatch = self._stream.batch(step)
         on_policy = draws_on_policy(self._config.seed, step, self._method.on_policy_fraction)
         if on_policy:
+            assert isinstance(batch, Batch)  # as a configuration that packs has λ = 0
             batch = self._sample(batch, step)
         teacher = self._teacher if self._method.needs_teacher else None
         self._state, metrics = self._train_step(self._state, teacher and teacher.params, batch, self._frozen)
@@ -202,7 +202,7 @@ class _Run:
         """The student as it computes now."""
         return Network(self._effective(self._state.params, self._frozen), self._student)
 
-    def _report(self, step: int, batch: Batch, on_policy: bool, metrics: StepMetrics, began: float) -> None:
+    def _report(self, step: int, batch: AnyBatch, on_policy: bool, metrics: StepMetrics, began: float) -> None:
         """Logs one step; reading the loss waits for the device."""
         loss, grad_norm, tokens = float(metrics.loss), float(metrics.grad_norm), int(metrics.completion_tokens)
         seconds = time.perf_counter() - began
@@ -212,7 +212,7 @@ class _Run:
                 "start again in another folder with a lower learning_rate or a longer warm-up"
             )
         learning_rate = float(self._learning_rates[step - 1])
-        self._pace.add((int(on_policy), batch.prompts.shape[1], batch.completions.shape[1]), seconds, tokens)
+        self._pace.add((int(on_policy), *(size for leaf in batch for size in leaf.shape)), seconds, tokens)
         report = StepReport(
             step,
             self._config.steps,
@@ -224,8 +224,13 @@ class _Run:
             self._pace.eta_seconds(self._config.steps - step),
         )
         values = {"loss": loss, "grad_norm": grad_norm, "learning_rate": learning_rate, "on_policy": on_policy}
-        self._log.write(step, {"kind": "train", **values, "completion_tokens": tokens, "seconds": round(seconds, 4)})
+        self._log.write(step, {"kind": "train", **values, **self._amounts(batch, tokens, seconds)})
         self._callback.on_step(report)
+
+    def _amounts(self, batch: AnyBatch, tokens: int, seconds: float) -> dict[str, Any]:
+        """What a step worked on, for the log."""
+        filled = round(row_utilization(batch, tokens), 4)
+        return {"completion_tokens": tokens, "row_utilization": filled, "seconds": round(seconds, 4)}
 
     def _evaluate(self, step: int) -> Evaluation | None:
         if self._held_out is None:

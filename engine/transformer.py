@@ -115,6 +115,16 @@ def token_positions(tokens: Int[Array, "B T"], padding_mask: Bool[Array, "B T"] 
     return jnp.where(padding_mask, counts - 1, -1)
 
 
+def segment_positions(segment_ids: Int[Array, "B T"]) -> Int[Array, "B T"]:
+    """Position of each token in its segment, a run of equal ids; -1 on padding (id 0)."""
+    columns = jnp.arange(segment_ids.shape[1], dtype=jnp.int32)
+    begins = jnp.concatenate(
+        [jnp.ones_like(segment_ids[:, :1], bool), segment_ids[:, 1:] != segment_ids[:, :-1]], axis=1
+    )  # [B, T]
+    first = jax.lax.cummax(jnp.where(begins, columns, 0), axis=1)  # [B, T], column where the token's segment begins
+    return jnp.where(segment_ids > 0, columns - first, -1)
+
+
 def _attention_branch(
     config: ModelConfig, layer: Layer, x: Float[Array, "B T D"], rope: Float[Array, "2 B T half"], attention: _Attention
 ) -> tuple[Float[Array, "B T D"], _Cached]:
@@ -154,8 +164,10 @@ def _scan_layers(
     key_positions: Int[Array, "B S"],
     cache: KVCache | None,
     remat: bool,
+    segment_ids: Int[Array, "B T"] | None = None,
 ) -> tuple[Float[Array, "B T D"], _Cached]:
     """Embeds the tokens and runs all layers and the final norm, with or without a cache."""
+    together = None if segment_ids is None else segment_ids[:, :, None] == segment_ids[:, None, :]  # [B, T, T]
     ropes = rope_tables(config, positions)  # [kinds, 2, B, T, H/2]
     attend_scaled = partial(attend, scale=config.query_scale, cap=config.attn_logit_softcapping)
 
@@ -163,6 +175,8 @@ def _scan_layers(
         x, cached = carry
         layer, index, window, kind = scanned  # weights of one layer, and three scalars
         visible = visible_keys(positions, key_positions, window)
+        if together is not None:
+            visible &= together
 
         def attention(q: Array, k: Array, v: Array) -> tuple[Array, _Cached]:
             k, v = jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2)  # [B, K, T, H]
@@ -187,6 +201,7 @@ def hidden_states(
     tokens: Int[Array, "B T"],
     *,
     padding_mask: Bool[Array, "B T"] | None = None,
+    segment_ids: Int[Array, "B T"] | None = None,
     remat: bool = False,
 ) -> Float[Array, "B T D"]:
     """Normed output of the last layer for whole sequences, without a cache.
@@ -196,10 +211,21 @@ def hidden_states(
       padding_mask: True on real tokens, wherever the padding stands; None means no padding. Positions count real
         tokens, so a left-padded row gives the same states as the row without padding. States on padding are
         finite and meaningless.
+      segment_ids: In place of a padding mask where rows hold several sequences: the tokens of one are a run of equal
+        ids above 0, and padding is 0. Each gives the states that it gives alone: its positions start at 0, and it
+        sees no other.
       remat: Recompute each layer in the backward pass instead of keeping its activations.
+
+    Raises:
+      ValueError: If both a padding mask and segment ids are given.
     """
-    positions = token_positions(tokens, padding_mask)
-    return _scan_layers(params, config, tokens, positions, positions, None, remat)[0]
+    if segment_ids is None:
+        positions = token_positions(tokens, padding_mask)
+    elif padding_mask is None:
+        positions = segment_positions(segment_ids)
+    else:
+        raise ValueError("padding_mask and segment_ids must not both be given: segment 0 is padding")
+    return _scan_layers(params, config, tokens, positions, positions, None, remat, segment_ids)[0]
 
 
 def head_table(params: Params, config: ModelConfig) -> Float[Array, "V D"]:

@@ -18,6 +18,7 @@ from attar.distill.config import MethodName, TrainConfig
 from attar.distill.divergences import DivergenceName
 from attar.distill.evaluate import Evaluation
 from attar.distill.progress import StepReport
+from attar.distill.records import Documents
 from attar.distill.step import ComputeDtype
 from attar.distill.trainer import train
 
@@ -38,7 +39,14 @@ _DIVERGENCE_ONLY = {"beta": ("jsd",), "skew": ("skew_kl", "skew_reverse_kl")}
 
 
 @click.command("distill")
-@click.option("--data", required=True, type=click.Path(path_type=Path), help="JSONL file, or a recipe's folder.")
+@click.option("--data", multiple=True, help="File to train on, glob pattern, or recipe's folder; may be repeated.")
+@click.option(
+    "--mix",
+    multiple=True,
+    type=(str, _ABOVE_0),
+    metavar="DATA WEIGHT",
+    help="In place of --data, repeated: files to train on and their share, which holds all along the run.",
+)
 @click.option("--out", "run_dir", required=True, type=click.Path(path_type=Path, file_okay=False), help="Run folder.")
 @click.option("--teacher", help="Model to learn from: a name, a checkpoint folder or a GGUF.")
 @click.option("--student", help="Go on training this model (a checkpoint or run folder).")
@@ -64,14 +72,20 @@ _DIVERGENCE_ONLY = {"beta": ("jsd",), "skew": ("skew_kl", "skew_reverse_kl")}
 @click.option("--max-prompt-tokens", type=_POSITIVE, help="Longest prompt allowed; default: what the context leaves.")
 @click.option("--prompt-buckets", type=_POSITIVE, default=3, show_default=True, help="Lengths to pad to and compile.")
 @click.option("--prompt-format", type=click.Choice(["auto", "plain", "chat"]), default="auto", show_default=True)
-@click.option("--eval-data", type=click.Path(path_type=Path), help="JSONL; default: validation.jsonl of the folder.")
+@click.option("--documents", type=click.Choice(get_args(Documents)), default="file", show_default=True, help="In .txt.")
+@click.option("--max-tokens", type=click.IntRange(2), help="Windows plain text is cut into; default: 512 or context.")
+@click.option("--pack", is_flag=True, help="Fill rows with several examples, which do not see each other (lambda 0).")
+@click.option("--pack-tokens", type=_POSITIVE, help="Length of a packed row; default: what the longest example needs.")
+@click.option("--eval-data", type=click.Path(path_type=Path), help="Default: validation.jsonl of the folder.")
 @click.option("--eval-every", type=_POSITIVE, default=200, show_default=True)
 @click.option("--eval-examples", type=_POSITIVE, default=64, show_default=True)
 @click.option("--checkpoint-every", type=_POSITIVE, default=100, show_default=True)
 @click.option("--remat", is_flag=True, help="Recompute activations: less memory, more time.")
 @click.option("--compute-dtype", type=click.Choice(get_args(ComputeDtype)), default="float32", show_default=True)
 @click.option("--seed", type=int, default=0, show_default=True)
-def command(data: Path, run_dir: Path, eval_data: Path | None, **options: Any) -> None:
+def command(
+    data: tuple[str, ...], mix: tuple[tuple[str, float], ...], run_dir: Path, eval_data: Path | None, **options: Any
+) -> None:
     """Train a student in a run folder. The same command on the same folder continues a run that was stopped, and
     ends with the weights it would have had.
 
@@ -83,12 +97,20 @@ def command(data: Path, run_dir: Path, eval_data: Path | None, **options: Any) -
               (a share --lambda of the batches) and on the data's. Agarwal et al., 2024, arXiv:2306.13649.
 
     \b
-    DATA holds one JSON object a line: {"prompt": ..., "completion": ...} or {"messages": [...]}. The run folder gets
-    config.json, metrics.jsonl, checkpoints/, student/ (a Hugging Face folder) and report.html.
+    DATA is .jsonl with one JSON object a line, {"prompt": ..., "completion": ...}, {"messages": [...]} or
+    {"text": ...}; .parquet with such columns; or .txt, a document a file or, with --documents blank-line, a paragraph.
+    Plain text is learnt token by token in windows, each of which begins with the last token of the one before.
+
+    \b
+    The run folder gets config.json, metrics.jsonl, checkpoints/, student/ (a Hugging Face folder) and report.html.
     """
     use_compilation_cache()
-    _refuse_idle_options(options)
-    train_data, held_out = _data_files(data, eval_data)
+    if bool(data) == bool(mix):
+        raise click.UsageError("name what to train on: --data DATA, or --mix DATA WEIGHT for each part of a mixture")
+    names = data or tuple(name for name, _ in mix)
+    options["data_weights"] = tuple(weight for _, weight in mix) or None
+    _refuse_idle_options(options, names)
+    train_data, held_out = _data_files(names, eval_data)
     config = _make_config(train_data, held_out, options)
     with RunDisplay(config) as display:
         result = train(config, run_dir, display)
@@ -97,8 +119,8 @@ def command(data: Path, run_dir: Path, eval_data: Path | None, **options: Any) -
     out.print(f"student: {result.student}\nreport:  {result.report}", soft_wrap=True)
 
 
-def _refuse_idle_options(options: dict[str, Any]) -> None:
-    """Names an option that was given and that the chosen method does not read."""
+def _refuse_idle_options(options: dict[str, Any], data: tuple[str, ...]) -> None:
+    """Names an option that was given and that the chosen method or the data does not read."""
     context = click.get_current_context()
     names = {parameter.name: parameter.opts[0] for parameter in context.command.params}
 
@@ -111,23 +133,30 @@ def _refuse_idle_options(options: dict[str, Any]) -> None:
     for name, kinds in _DIVERGENCE_ONLY.items():
         if options["divergence"] not in kinds:
             refuse(name, f"--divergence {options['divergence']} does not read it; {' and '.join(kinds)} do")
+    if not any(name.endswith(".txt") for name in data):
+        refuse("documents", "no file is named *.txt")
+    if options["pack"]:
+        refuse("prompt_buckets", "packed rows have one length, --pack-tokens")
+    else:
+        refuse("pack_tokens", "rows are packed with --pack only")
 
 
-def _data_files(data: Path, eval_data: Path | None) -> tuple[Path, Path | None]:
-    if not data.is_dir():
-        return data, eval_data
-    held_out = data / "validation.jsonl"
-    return data / "train.jsonl", eval_data or (held_out if held_out.is_file() else None)
+def _data_files(data: tuple[str, ...], eval_data: Path | None) -> tuple[tuple[str, ...], Path | None]:
+    """Files to train on and to evaluate on, a folder standing for those of a recipe."""
+    files = tuple(str(Path(name) / "train.jsonl") if Path(name).is_dir() else name for name in data)
+    held_out = [path for name in data if (path := Path(name) / "validation.jsonl").is_file()]
+    return files, eval_data or (held_out[0] if len(held_out) == 1 else None)
 
 
-def _make_config(data: Path, held_out: Path | None, options: dict[str, Any]) -> TrainConfig:
+def _make_config(data: tuple[str, ...], held_out: Path | None, options: dict[str, Any]) -> TrainConfig:
     for name in ("teacher", "student"):
         if options[name] is not None:
             options[name] = str(model_source(options[name]))
     layers = options.pop("student_layers")
     options["student_layers"] = None if layers is None else _layers(layers, options["teacher"])
+    options["eval_data"] = None if held_out is None else str(held_out)
     try:
-        return TrainConfig(data=str(data), eval_data=None if held_out is None else str(held_out), **options)
+        return TrainConfig(data=data[0] if len(data) == 1 else data, **options)
     except ValueError as error:
         raise click.UsageError(str(error)) from None
 

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from attar.distill import projected_loss
 from attar.distill.batches import Batch, pad_batch
+from attar.distill.counted import completion_hidden
 from attar.distill.data import Example
 from attar.distill.losses import Normalization
 from attar.distill.methods.gkd import Gkd
@@ -20,7 +21,6 @@ from attar.distill.step import (
     StepMetrics,
     TrainState,
     TrainStep,
-    completion_hidden,
     init_state,
     learning_rate_schedule,
     make_optimizer,

@@ -10,12 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from attar.distill.answers import answers_correct, apply_calculator, chains_correct, final_answer, read_steps
-from attar.distill.data import parse_records
 from attar.distill.recipes import arithmetic
 from attar.distill.recipes._story import Misfit, Problem, Schema, Story, make_problem
 from attar.distill.recipes._story_schemas import SCHEMAS
 from attar.distill.recipes._story_schemas_held_out import HELD_OUT_SCHEMAS
 from attar.distill.recipes.arithmetic import ArithmeticConfig, TooFewProblemsError, build, make_splits, split_of
+from attar.distill.records import parse_records
 
 SMALL = ArithmeticConfig(train=300, held_out=40)
 
@@ -127,7 +127,7 @@ def test_build_writes_rows_that_the_loader_reads(tmp_path: Path) -> None:
     report = build(tmp_path / "new", SMALL, progress=said.append)
     assert said
     content = (tmp_path / "new" / "test.jsonl").read_bytes()
-    records = list(parse_records(tmp_path, content))
+    records = list(parse_records(tmp_path, content.splitlines()))
     completions = [record.completion or "" for record in records]
     assert len(records) == report.splits["test"] == 40
     assert all(record.prompt.startswith("Question: ") and record.prompt.endswith("?\nAnswer:") for record in records)
