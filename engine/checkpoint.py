@@ -13,6 +13,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -156,7 +157,7 @@ def tensors_from_params(config: ModelConfig, params: Params) -> dict[str, NDArra
         tensors["lm_head.weight"] = np.asarray(params["lm_head"])
     for name, stacked in params["layers"].items():
         for i, weight in enumerate(np.asarray(stacked)):
-            tensors[_layer_tensor(i, name)] = weight
+            tensors[layer_tensor(i, name)] = weight
     return tensors
 
 
@@ -176,13 +177,28 @@ def save_model(
     Raises:
       CheckpointError: If the folder holds anything that attar did not write, or cannot be written.
     """
-    _check_replaceable(folder)
+    with replaced_folder(folder, _OWN_FILES) as fresh:
+        _write_files(fresh, config, params, tokenizer_source)
+        write_json(fresh / PROVENANCE, dict(provenance or {}))
+
+
+@contextmanager
+def replaced_folder(folder: Path, own_files: frozenset[str]) -> Iterator[Path]:
+    """An empty folder to write into, which takes the place of `folder` when all is written, or leaves it as it was.
+
+    Args:
+      own_files: Names that attar writes there, PROVENANCE among them; a folder with others is not replaced.
+
+    Raises:
+      CheckpointError: If the folder holds anything that attar did not write, or cannot be written.
+    """
+    _check_replaceable(folder, own_files)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as staging:
             fresh = Path(staging, "new")
             fresh.mkdir()
-            _write_files(fresh, config, params, tokenizer_source, provenance)
+            yield fresh
             if folder.exists():
                 os.replace(folder, Path(staging, "old"))  # removed with the staging folder
             os.replace(fresh, folder)
@@ -253,26 +269,26 @@ def _fill(config: ModelConfig, tensors: Iterable[tuple[str, NDArray[Any]]], dtyp
     slots = {f"model.{name}.weight": arrays[name] for name in ("embed_tokens", "norm")}
     slots["lm_head.weight"] = arrays["embed_tokens" if config.tie_word_embeddings else "lm_head"]
     for name, stacked in arrays["layers"].items():
-        slots |= {_layer_tensor(i, name): stacked[i : i + 1].reshape(stacked.shape[1:]) for i in range(len(stacked))}
+        slots |= {layer_tensor(i, name): stacked[i : i + 1].reshape(stacked.shape[1:]) for i in range(len(stacked))}
     for name, tensor in tensors:
         slots[name][...] = tensor
     return jax.tree.map(jnp.asarray, arrays)  # type: ignore[no-any-return]  # a tree of Params' structure
 
 
-def _layer_tensor(index: int, name: str) -> str:
+def layer_tensor(index: int, name: str) -> str:
     """Hugging Face name of one layer's weight: q_proj of layer 3 is `model.layers.3.self_attn.q_proj.weight`."""
     if name in ("gate_proj", "up_proj", "down_proj"):
         return f"model.layers.{index}.mlp.{name}.weight"
     return f"model.layers.{index}.{'' if name.endswith('layernorm') else 'self_attn.'}{name}.weight"
 
 
-def _check_replaceable(folder: Path) -> None:
+def _check_replaceable(folder: Path, own_files: frozenset[str]) -> None:
     if not folder.exists():
         return
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: is a file; choose another folder for the model")
     entries = {entry.name for entry in folder.iterdir()}
-    foreign = sorted(entries - _OWN_FILES)
+    foreign = sorted(entries - own_files)
     if entries and (foreign or PROVENANCE not in entries):
         what = f"it contains {foreign[0]!r}" if foreign else f"it has no {PROVENANCE}"
         raise CheckpointError(f"{folder}: was not written by attar alone ({what}); choose another folder")
@@ -283,19 +299,18 @@ def _write_files(
     config: ModelConfig,
     params: Params,
     tokenizer_source: Path | None,
-    provenance: Mapping[str, Any] | None,
 ) -> None:
     hf = config.to_hf() | {"torch_dtype": str(params["embed_tokens"].dtype)}
     tokens = {name: hf[name] for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    _write_json(folder / "config.json", hf)
-    _write_json(folder / "generation_config.json", {k: v for k, v in tokens.items() if v is not None})
-    _write_json(folder / PROVENANCE, dict(provenance or {}))
+    write_json(folder / "config.json", hf)
+    write_json(folder / "generation_config.json", {k: v for k, v in tokens.items() if v is not None})
     safetensors_files.write_safetensors(folder / safetensors_files.SINGLE, tensors_from_params(config, params))
     if tokenizer_source is not None:
         _write_tokenizer(folder, tokenizer_source)
 
 
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Writes an object as indented JSON, its keys in order."""
     path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
