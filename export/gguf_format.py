@@ -23,6 +23,7 @@ from attar.engine.gguf_blocks import FORMATS, Bytes
 from attar.export.errors import ExportError
 
 ALIGNMENT = 32
+_FIXED_BYTES = 4 + 4 + 8 + 8  # magic, version, counts of tensors and of metadata
 _STRING, _ARRAY, _BOOL, _F32, _U32, _I32, _U64, _I64 = 8, 9, 7, 6, 4, 5, 10, 11
 _ARRAY_TYPES = {"u1": 0, "i1": 1, "u2": 2, "i2": 3, "u4": 4, "i4": 5, "f4": 6, "b1": 7, "u8": 10, "i8": 11, "f8": 12}
 
@@ -60,12 +61,23 @@ def write_gguf(
     header = _header(metadata, entries)
     data_start = _align(len(header))
     offsets = _offsets(entries)
-    total = data_start + sum(_align(entry.size_bytes) for entry in entries)
+    total = gguf_bytes(metadata_bytes(metadata), entries)
     _require_space(out, total)
     with _atomic_file(out) as file:
         file.write(header)
         _write_tensors(file, {e.name: e for e in entries}, offsets, data_start, tensors)
         file.truncate(total)
+
+
+def metadata_bytes(metadata: Mapping[str, Any]) -> int:
+    """Bytes of a file's metadata."""
+    return sum(len(_string(key)) + len(_value(key, value)) for key, value in metadata.items())
+
+
+def gguf_bytes(metadata_size: int, entries: Sequence[TensorEntry]) -> int:
+    """Bytes of the file that `write_gguf` makes of so many bytes of metadata and these tensors."""
+    header = _FIXED_BYTES + metadata_size + len(_tensor_table(entries))
+    return _align(header) + sum(_align(entry.size_bytes) for entry in entries)
 
 
 def _write_tensors(
@@ -140,10 +152,15 @@ def _offsets(entries: Sequence[TensorEntry]) -> dict[str, int]:
 
 
 def _header(metadata: Mapping[str, Any], entries: Sequence[TensorEntry]) -> bytes:
-    offsets = _offsets(entries)
     parts = [b"GGUF", struct.pack("<IQQ", 3, len(entries), len(metadata))]
     for key, value in metadata.items():
         parts += [_string(key), _value(key, value)]
+    return b"".join([*parts, _tensor_table(entries)])
+
+
+def _tensor_table(entries: Sequence[TensorEntry]) -> bytes:
+    offsets = _offsets(entries)
+    parts = []
     for entry in entries:
         dims = entry.shape[::-1]
         parts += [

@@ -6,7 +6,7 @@ of a GGUF source that already has the wanted type is copied bit for bit.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from attar.engine.gguf_file import GgufFile, read_gguf
 from attar.engine.gguf_names import ROPE_FREQS, gguf_names, hf_shapes, interleave_rope_rows, is_norm, num_rope_heads
 from attar.engine.gguf_reader import llama3_frequency_factors, tensors_from_gguf
 from attar.export.errors import ExportError
-from attar.export.gguf_format import TensorEntry, write_gguf
+from attar.export.gguf_format import TensorEntry, gguf_bytes, metadata_bytes, write_gguf
 from attar.export.gguf_metadata import build_metadata, query_fold, window_period
 from attar.quantize.policy import Assignment, Scheme, assign_types, make_scheme
 from attar.quantize.ptq import QuantizeError, QuantizeReport, TensorReport, encode_tensor
@@ -66,6 +66,21 @@ def export_gguf(checkpoint: Path, out: Path, scheme: str | Scheme) -> GgufExport
         raise ExportError(f"{checkpoint}: {error}; the weights are damaged or too large for {scheme.name}") from None
     report = QuantizeReport(scheme, tuple(reports))
     return GgufExport(out, out.stat().st_size, report, _warnings(config, report))
+
+
+def plan_bytes(source: Path, scheme: Scheme) -> Callable[[ModelConfig], int]:
+    """Bytes of the file that a model would be exported to, as a function of its shape.
+
+    Args:
+      source: Checkpoint folder or GGUF whose family and tokenizer the model shares; its own shape may be another.
+
+    Raises:
+      ExportError: If GGUF cannot carry the source.
+      CheckpointError: If `source` is not a model.
+    """
+    file = read_gguf(source) if source.suffix == ".gguf" else None
+    metadata = metadata_bytes(build_metadata(source, file, load_config(source), scheme))  # of the shape, only digits
+    return lambda shape: gguf_bytes(metadata, _tensor_table(shape, assign_types(hf_shapes(shape), scheme)))
 
 
 def dequantized_tensors(path: Path, config: ModelConfig | None = None) -> dict[str, Floats]:
