@@ -37,6 +37,9 @@ class Clock:
         if stage == "training":
             self.ends.append(time.perf_counter())
 
+    def on_note(self, note: str) -> None:
+        """Not of interest."""
+
     def on_step(self, report: StepReport) -> None:
         self.ends.append(time.perf_counter())
         self.losses.append(report.loss)

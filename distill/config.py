@@ -9,15 +9,20 @@ from typing import Any, Literal, get_args
 
 from attar.distill.data import PromptFormat
 from attar.distill.divergences import DivergenceName
+from attar.distill.fake_quantized import fake_quantized
+from attar.distill.lora import LORA_TARGETS, Lora
 from attar.distill.losses import Normalization
 from attar.distill.methods.gkd import Gkd
 from attar.distill.methods.method import Method
 from attar.distill.methods.pretrain import Pretrain
 from attar.distill.methods.sft import Sft
 from attar.distill.parametrization import Direct, Parametrization
+from attar.distill.pruning import PruneTarget
 from attar.distill.records import Documents
 from attar.distill.step import ComputeDtype, OptimizerConfig, Schedule
+from attar.engine.config import ModelConfig
 from attar.engine.sampling import SamplingParams
+from attar.quantize.policy import SCHEMES, make_scheme
 
 MethodName = Literal["sft", "pretrain", "gkd"]
 
@@ -26,7 +31,7 @@ MethodName = Literal["sft", "pretrain", "gkd"]
 class TrainConfig:
     """A training run. Lengths are in tokens; paths are folders in Hugging Face layout or `.gguf` files.
 
-    Exactly one of `student`, `student_layers` and `student_shape` says what is trained.
+    Exactly one of `student`, `student_layers`, `student_shape` and `student_prune` says what is trained.
 
     Attributes:
       data: Files to train on, by path or glob pattern; see `records` for their kinds.
@@ -40,6 +45,8 @@ class TrainConfig:
       student_layers: Layers of the teacher that the student starts from.
       student_shape: Name in `engine.presets`, or path of a `config.json`, that starts from random weights; vocabulary
         and token ids are the teacher's.
+      student_prune: Cuts the teacher to these sizes, leaving what contributes most on the training data.
+      calibration_examples: Training examples, drawn by the seed, that show what contributes.
       on_policy_fraction: λ of GKD: probability that a batch is sampled from the student; drawn once per batch.
       divergence: GKD's divergence; see `divergences`.
       beta: β of `jsd`: 0 is KL(teacher ‖ student), 1 is KL(student ‖ teacher).
@@ -58,6 +65,11 @@ class TrainConfig:
       remat: Recompute activations in the backward pass, for less memory and more time.
       compute_dtype: Of both models' products and activations, and of the teacher's weights. The student's weights,
         logits, losses and updates are float32 in any case.
+      lora_rank: Trains a low-rank adapter of this rank and freezes the student's weights; None trains the weights.
+      lora_alpha: Numerator of the adapter's scale; None is the rank, which makes the scale 1.
+      lora_targets: Projections that get an adapter.
+      lora_rank_stabilized: Scale by alpha / sqrt(rank) instead of alpha / rank.
+      qat: Scheme of `quantize.policy` that the student's weights are rounded to whenever it computes; None rounds none.
       eval_data: File to evaluate on, every `eval_every` steps and at the end; None does not evaluate.
       eval_examples: Examples used of it.
       checkpoint_every: Steps between checkpoints; `keep_checkpoints` of them are kept.
@@ -70,6 +82,8 @@ class TrainConfig:
     student: str | None = None
     student_layers: tuple[int, ...] | None = None
     student_shape: str | None = None
+    student_prune: PruneTarget | None = None
+    calibration_examples: int = 32
     on_policy_fraction: float = 0.5
     divergence: DivergenceName = "jsd"
     beta: float = 0.5
@@ -100,6 +114,11 @@ class TrainConfig:
     completion_buckets: int = 1
     remat: bool = False
     compute_dtype: ComputeDtype = "float32"
+    lora_rank: int | None = None
+    lora_alpha: float | None = None
+    lora_targets: tuple[str, ...] = LORA_TARGETS
+    lora_rank_stabilized: bool = False
+    qat: str | None = None
     eval_data: str | None = None
     eval_every: int = 200
     eval_examples: int = 64
@@ -115,6 +134,7 @@ class TrainConfig:
         # Built once here, so that their own rules are checked before any model is loaded.
         self.make_method()
         self.sampling_params()
+        self.make_lora()
 
     @property
     def data_paths(self) -> tuple[str, ...]:
@@ -140,9 +160,17 @@ class TrainConfig:
         """How on-policy completions are drawn."""
         return SamplingParams(self.sampling_temperature, self.top_k, self.top_p)
 
-    def make_parametrization(self) -> Parametrization:
-        """What is trained of the student's weights."""
-        return Direct()
+    def make_lora(self) -> Lora | None:
+        """The adapter that is trained, where one is."""
+        if self.lora_rank is None:
+            return None
+        alpha = float(self.lora_rank) if self.lora_alpha is None else self.lora_alpha
+        return Lora(self.lora_rank, alpha, self.lora_targets, self.lora_rank_stabilized)
+
+    def make_parametrization(self, student: ModelConfig) -> Parametrization:
+        """What is trained of a student of this shape, and how its weights come from it."""
+        trained = self.make_lora() or Direct()
+        return trained if self.qat is None else fake_quantized(trained, student, make_scheme(self.qat))
 
     def optimizer_config(self) -> OptimizerConfig:
         """The optimizer's part of this configuration."""
@@ -170,8 +198,10 @@ class TrainConfig:
         unknown = sorted(set(raw) - known)
         if unknown:
             raise ValueError(f"training configuration has unknown keys: {', '.join(unknown)}")
-        lists = ("data", "data_weights", "student_layers")  # which are tuples here
-        return cls(**{**raw, **{name: tuple(raw[name]) for name in lists if isinstance(raw.get(name), list)}})
+        lists = ("data", "data_weights", "student_layers", "lora_targets")  # which are tuples here
+        values = {**raw, **{name: tuple(raw[name]) for name in lists if isinstance(raw.get(name), list)}}
+        prune = raw.get("student_prune")
+        return cls(**{**values, "student_prune": prune and PruneTarget(**prune)})
 
 
 _POSITIVE_INTEGERS = (
@@ -183,6 +213,7 @@ _POSITIVE_INTEGERS = (
     "completion_buckets",
     "eval_every",
     "eval_examples",
+    "calibration_examples",
     "checkpoint_every",
     "keep_checkpoints",
 )
@@ -200,6 +231,8 @@ def _check_choices(config: TrainConfig) -> None:
     for name, allowed in choices:
         if getattr(config, name) not in allowed:
             raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(config, name)!r}")
+    if config.qat is not None and config.qat not in SCHEMES:
+        raise ValueError(f"qat must be one of {', '.join(SCHEMES)}, got {config.qat!r}")
 
 
 def _check_numbers(config: TrainConfig) -> None:
@@ -241,11 +274,12 @@ def _check_data(config: TrainConfig) -> None:
 
 
 def _check_models(config: TrainConfig) -> None:
-    given = [name for name in ("student", "student_layers", "student_shape") if getattr(config, name) is not None]
+    names = ("student", "student_layers", "student_shape", "student_prune")
+    given = [name for name in names if getattr(config, name) is not None]
     if len(given) != 1:
-        raise ValueError(
-            f"exactly one of student, student_layers and student_shape must be given, got {given or 'none'}"
-        )
+        raise ValueError(f"exactly one of {', '.join(names)} must be given, got {', '.join(given) or 'none'}")
+    if config.student_prune is not None and not config.student_prune:
+        raise ValueError("student_prune must keep less than the whole teacher, got no size")
     if config.teacher is None and (config.method != "sft" or given[0] != "student"):
         needs = given[0] if config.method == "sft" else f"method {config.method}"
         raise ValueError(f"{needs} needs a teacher, got none")

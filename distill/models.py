@@ -29,7 +29,7 @@ class RunModels:
     """What a run trains and learns from.
 
     Attributes:
-      student: Initial weights.
+      student: Initial weights; where it is to be pruned, the whole teacher until `initial_student` has cut it.
       teacher: None where the run has none.
       tokenizer: The student's, whose vocabulary is the teacher's too.
       tokenizer_source: Folder or file that the tokenizer came from.
@@ -57,7 +57,7 @@ def load_models(config: TrainConfig) -> RunModels:
         return RunModels(Network(student.params, student.config), network, student.tokenizer, Path(config.student))
     if teacher is None or config.teacher is None:
         raise RunError("a student made from a teacher's layers or shape needs a teacher; name one")
-    student_network = _from_layers(config, teacher) if config.student_layers else _from_shape(config, teacher)
+    student_network = _made_student(config, teacher)
     return RunModels(student_network, network, teacher.tokenizer, Path(config.teacher))
 
 
@@ -84,6 +84,12 @@ def params_fingerprint(params: Params) -> str:
         digest.update(f"{jax.tree_util.keystr(path)} {leaf.dtype} {leaf.shape}".encode())
         digest.update(flat[: _FINGERPRINT_BYTES // flat.itemsize].tobytes())
     return digest.hexdigest()
+
+
+def _made_student(config: TrainConfig, teacher: Model) -> Network:
+    if config.student_prune is not None:
+        return Network(teacher.params, teacher.config)
+    return _from_layers(config, teacher) if config.student_layers else _from_shape(config, teacher)
 
 
 def _from_layers(config: TrainConfig, teacher: Model) -> Network:

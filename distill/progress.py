@@ -38,6 +38,10 @@ class Callback(Protocol):
         """A part of the run without steps begins, such as "loading models"."""
         ...
 
+    def on_note(self, note: str) -> None:
+        """The run decided something that whoever started it wants to know."""
+        ...
+
     def on_step(self, report: StepReport) -> None: ...
 
     def on_evaluation(self, step: int, evaluation: Evaluation) -> None: ...
@@ -48,6 +52,9 @@ class Silent:
 
     def on_stage(self, stage: str) -> None:
         """Ignores the stage."""
+
+    def on_note(self, note: str) -> None:
+        """Ignores the note."""
 
     def on_step(self, report: StepReport) -> None:
         """Ignores the step."""

@@ -6,6 +6,8 @@ metrics.jsonl    one JSON object a line, each with its "step"
 evaluations/     what each evaluation found example by example; see example_results
 checkpoints/     see checkpointing
 student/         the trained model (Hugging Face layout), written at the end
+adapter/         where only an adapter was trained: that adapter in PEFT's layout; `student` has it merged
+initial/         the student that training started from, where it is in no other folder
 report.html      and plots/*.png, written at the end
 ```
 """

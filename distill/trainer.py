@@ -17,6 +17,7 @@ import jax
 import numpy as np
 from jaxtyping import Array
 
+from attar.distill.adapters import save_adapter
 from attar.distill.batches import Batch, choose_buckets
 from attar.distill.checkpointing import list_checkpoints, load_checkpoint, save_checkpoint
 from attar.distill.config import TrainConfig
@@ -24,6 +25,7 @@ from attar.distill.counted import AnyBatch, row_utilization
 from attar.distill.data import DataSet
 from attar.distill.evaluate import EvalSettings, Evaluation, Network, evaluate
 from attar.distill.example_results import results_path, write_results
+from attar.distill.initial_student import INITIAL, pruned_student
 from attar.distill.models import RunModels, load_models
 from attar.distill.progress import Callback, Pace, Silent, StepReport
 from attar.distill.report import write_report
@@ -87,6 +89,9 @@ def _prepare(config: TrainConfig, run_dir: Path, callback: Callback) -> _Run:
     models = load_models(config)
     callback.on_stage("reading data")
     data, held_out = load_data(config, models)
+    if config.student_prune is not None:
+        callback.on_stage("choosing what to keep of the teacher")
+        models = pruned_student(config, run_dir, models, data, callback.on_note)
     run = _Run(config, run_dir, callback, models, data, held_out)
     run.take_up(models.student.params, resolved_config(config, models, data, held_out))
     return run
@@ -118,8 +123,7 @@ class _Run:
         self._tokenizer_source = models.tokenizer_source
         self._held_out = held_out
         self._method = config.make_method()
-        self._parametrization = config.make_parametrization()
-        self._effective = jax.jit(self._parametrization.effective)  # which copies no weight that passes through
+        self._parametrization = config.make_parametrization(self._student)
         self._optimizer = make_optimizer(config.optimizer_config())
         schedule = learning_rate_schedule(config.optimizer_config())
         self._learning_rates = np.asarray(jax.vmap(schedule)(np.arange(config.steps)))  # of each step, for the log
@@ -200,7 +204,7 @@ class _Run:
 
     def _network(self) -> Network:
         """The student as it computes now."""
-        return Network(self._effective(self._state.params, self._frozen), self._student)
+        return Network(self._parametrization.effective(self._state.params, self._frozen), self._student)
 
     def _report(self, step: int, batch: AnyBatch, on_policy: bool, metrics: StepMetrics, began: float) -> None:
         """Logs one step; reading the loss waits for the device."""
@@ -268,11 +272,23 @@ class _Run:
         try:
             weights = self._parametrization.saved(self._state.params, self._frozen)
             save_model(student, self._student, weights, source, provenance)
+            self._write_adapter(provenance)
             self._callback.on_stage("writing the report")
             report = write_report(self._run_dir)
         except OSError as error:
             raise RunError(f"{self._run_dir}: cannot be written: {error}; free space and resume the run") from None
         return TrainResult(student, report, evaluation)
+
+    def _write_adapter(self, provenance: dict[str, Any]) -> None:
+        """An adapter by itself, and the model it belongs to where that is in no other folder."""
+        lora = self._config.make_lora()
+        if lora is None or self._frozen is None:
+            return
+        folder = self._run_dir / INITIAL
+        base = self._config.student or str(folder)
+        if self._config.student is None and self._config.student_prune is None:  # a pruned one is there already
+            save_model(folder, self._student, self._frozen, self._tokenizer_source, provenance)
+        save_adapter(self._run_dir / "adapter", lora, self._state.params, base, provenance)
 
 
 _cast = jax.jit(cast_matrices, static_argnames="dtype")

@@ -21,7 +21,9 @@ class Entry(NamedTuple):
 COMMANDS = {
     "pull": Entry("attar.cli.pull", "Bring a model by name into the cache."),
     "data": Entry("attar.cli.data", "Build a training set from a recipe."),
+    "shape": Entry("attar.cli.shape", "Propose a student's shape for a budget of bytes or milliseconds."),
     "distill": Entry("attar.cli.distill", "Train a student from a teacher."),
+    "merge": Entry("attar.cli.merge", "Fold a low-rank adapter into its model."),
     "quantize": Entry("attar.cli.quantize", "Round a checkpoint's weights and report what it costs."),
     "export": Entry("attar.cli.export", "Write a device file (GGUF, ONNX, TFLite) and verify it."),
     "chat": Entry("attar.cli.chat", "Talk to a model on its device runtime."),
@@ -57,7 +59,10 @@ class LazyGroup(click.Group):
             return super().invoke(ctx)
 
 
-_EXTRAS = {"distill": "train", "eval": "train", "compare": "train", "quantize": "export", "export": "export"}
+_EXTRAS = {
+    **dict.fromkeys(("distill", "eval", "compare", "merge", "shape"), "train"),
+    **dict.fromkeys(("quantize", "export"), "export"),
+}
 
 
 def _missing_extra(command: str, error: ModuleNotFoundError) -> str:

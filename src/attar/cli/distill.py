@@ -13,6 +13,8 @@ from rich.markup import escape
 from attar.cli._compilation_cache import use_compilation_cache
 from attar.cli._console import out, progress_bar
 from attar.cli._models import model_source
+from attar.cli._proposals import decide_prune_target
+from attar.cli._student_options import NEEDED, adaptation_options, budget_options, parse_targets, pruning_options
 from attar.cli._tables import evaluation_table
 from attar.distill.config import MethodName, TrainConfig
 from attar.distill.divergences import DivergenceName
@@ -52,6 +54,9 @@ _DIVERGENCE_ONLY = {"beta": ("jsd",), "skew": ("skew_kl", "skew_reverse_kl")}
 @click.option("--student", help="Go on training this model (a checkpoint or run folder).")
 @click.option("--student-layers", help="Start from layers of the teacher: '0,4,29', or '10' outer ones.")
 @click.option("--student-shape", help="Start from random weights in a preset's shape, or a config.json's.")
+@pruning_options
+@budget_options
+@adaptation_options
 @click.option("--method", type=click.Choice(get_args(MethodName)), default="gkd", show_default=True, help="See below.")
 @click.option("--lambda", "on_policy_fraction", type=_SHARE, default=0.5, show_default=True, help="On-policy share.")
 @click.option("--divergence", type=click.Choice(get_args(DivergenceName)), default="jsd", show_default=True)
@@ -128,6 +133,9 @@ def _refuse_idle_options(options: dict[str, Any], data: tuple[str, ...]) -> None
         if context.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT:
             raise click.UsageError(f"{names[name]} would do nothing: {why}")
 
+    for name, needed in NEEDED.items():
+        if all(options[other] is None for other in needed):
+            refuse(name, f"it is read beside {' or '.join(names[other] for other in needed)} only")
     for name in _GKD_ONLY if options["method"] != "gkd" else ():
         refuse(name, f"--method {options['method']} does not read it")
     for name, kinds in _DIVERGENCE_ONLY.items():
@@ -155,6 +163,8 @@ def _make_config(data: tuple[str, ...], held_out: Path | None, options: dict[str
     layers = options.pop("student_layers")
     options["student_layers"] = None if layers is None else _layers(layers, options["teacher"])
     options["eval_data"] = None if held_out is None else str(held_out)
+    options["student_prune"] = decide_prune_target(options)
+    options["lora_targets"] = parse_targets(options["lora_targets"])
     try:
         return TrainConfig(data=data[0] if len(data) == 1 else data, **options)
     except ValueError as error:
@@ -219,6 +229,9 @@ class RunDisplay:
     def on_stage(self, stage: str) -> None:
         self._stop_if_asked()
         self._bar.update(self._task, note=f"[dim]{escape(stage)}[/]")
+
+    def on_note(self, note: str) -> None:
+        self._bar.console.print(note, soft_wrap=True)
 
     def on_step(self, report: StepReport) -> None:
         self._stop_if_asked()

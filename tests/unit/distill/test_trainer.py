@@ -25,11 +25,15 @@ class Recorder:
 
     def __init__(self) -> None:
         self.stages: list[str] = []
+        self.notes: list[str] = []
         self.steps: list[StepReport] = []
         self.evaluations: list[tuple[int, Evaluation]] = []
 
     def on_stage(self, stage: str) -> None:
         self.stages.append(stage)
+
+    def on_note(self, note: str) -> None:
+        self.notes.append(note)
 
     def on_step(self, report: StepReport) -> None:
         self.steps.append(report)
