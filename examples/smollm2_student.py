@@ -46,8 +46,8 @@ class Plan:
 
     Attributes:
       max_words: Longest description that is learnt.
-      recover_steps: Steps on texts, right after pruning.
-      gkd_steps: Steps of which half are on the student's own answers.
+      recover_steps: Steps on texts, right after pruning, `packed_rows` rows of several texts each.
+      gkd_steps: Steps of which half are on the student's own answers, `batch_size` each.
     """
 
     layers: int = 20
@@ -55,13 +55,14 @@ class Plan:
     intermediate: int = 1024
     kv_heads: int = 2
     max_words: int = 90
-    max_new_tokens: int = 128
-    recover_steps: int = 2400
-    gkd_steps: int = 1200
-    batch_size: int = 16
+    max_new_tokens: int = 96
+    recover_steps: int = 3000
+    gkd_steps: int = 600
+    packed_rows: int = 4
+    batch_size: int = 8
     learning_rate: float = 1e-3
     eval_every: int = 100
-    eval_examples: int = 24
+    eval_examples: int = 16
     seed: int = 0
 
     @property
@@ -81,7 +82,7 @@ def main() -> None:
     chosen = parser.parse_args()
     plan = Plan(recover_steps=chosen.steps, gkd_steps=chosen.gkd_steps, seed=chosen.seed)
     if chosen.quick:
-        plan = replace(plan, recover_steps=24, gkd_steps=4, eval_every=12, eval_examples=4, max_words=40, batch_size=8)
+        plan = replace(plan, recover_steps=24, gkd_steps=2, eval_every=12, eval_examples=4, max_words=40)
     chosen.out.mkdir(parents=True, exist_ok=True)
     prepare(chosen.out, plan)
     train(chosen.out, plan)
@@ -117,8 +118,8 @@ def make_rows(pairs: Path, max_words: int) -> Iterator[dict[str, str]]:
 def train(out: Path, plan: Plan) -> None:
     """Prunes and recovers; then goes on with the student's own answers."""
     common = [
-        "--teacher", "smollm2", "--data", out / "data", "--method", "gkd", "--batch-size", plan.batch_size,
-        "--max-new-tokens", plan.max_new_tokens, "--prompt-buckets", 2, "--schedule", "cosine",
+        "--teacher", "smollm2", "--data", out / "data", "--method", "gkd", "--schedule", "cosine",
+        "--max-new-tokens", plan.max_new_tokens, "--prompt-buckets", 1, "--checkpoint-every", 50,
         "--eval-every", plan.eval_every, "--eval-examples", plan.eval_examples, "--seed", plan.seed,
     ]  # fmt: skip
     cut = [
@@ -126,12 +127,16 @@ def train(out: Path, plan: Plan) -> None:
         "--keep-kv-heads", plan.kv_heads,
     ]  # fmt: skip
     recover = ["--lambda", 0, "--divergence", "forward_kl", "--normalization", "token"]
+    recover += ["--pack", "--batch-size", plan.packed_rows]
     recover += ["--learning-rate", plan.learning_rate, "--warmup-steps", plan.warmup_steps]
     attar(
         "distill", *common, *cut, *recover, "--steps", plan.recover_steps, "--out", out / "recovered",
         done=out / "recovered" / "report.html",
     )  # fmt: skip
-    answers = ["--student", out / "recovered", "--lambda", 0.5, "--divergence", "jsd", "--beta", 0.5]
+    if plan.gkd_steps == 0:
+        return
+    answers = ["--student", out / "recovered", "--batch-size", plan.batch_size]
+    answers += ["--lambda", 0.5, "--divergence", "jsd", "--beta", 0.5]
     answers += ["--learning-rate", plan.learning_rate / 4, "--warmup-steps", max(1, plan.gkd_steps // 20)]
     attar(
         "distill", *common, *answers, "--steps", plan.gkd_steps, "--out", out / "student",
@@ -185,7 +190,7 @@ def read_curve(*runs: Path) -> list[Point]:
 
 def report(out: Path) -> None:
     """The table and the plot of the KL."""
-    points = read_curve(*(run for run in (out / "recovered", out / "student") if (run / "metrics.jsonl").is_file()))
+    points = read_curve(*finished_runs(out))
     table = Table("step", "minutes", *CURVES.values(), "agreement", title="SmolLM2-135M-Instruct → student")
     for point in thinned(points, 16):
         figures = [f"{point.scores[name]:.3f}" for name in (*CURVES, "agreement_data")]
@@ -194,7 +199,12 @@ def report(out: Path) -> None:
     first, last = (point.scores["kl_teacher_student_data"] for point in (points[0], points[-1]))
     console.print(f"KL on held-out texts: {first:.3f} right after pruning, {last:.3f} at the end ({last / first:.0%})")
     plot(points, out / "kl.png")
-    console.print(f"wrote {out / 'kl.png'}\ntalk to it: attar chat {out / 'student'}", soft_wrap=True)
+    console.print(f"wrote {out / 'kl.png'}\ntalk to it: attar chat {finished_runs(out)[-1]}", soft_wrap=True)
+
+
+def finished_runs(out: Path) -> list[Path]:
+    """The stages that were trained, in order."""
+    return [run for run in (out / "recovered", out / "student") if (run / "report.html").is_file()]
 
 
 def thinned(points: list[Point], count: int) -> list[Point]:
