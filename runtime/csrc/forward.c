@@ -12,9 +12,10 @@
 #include "attention.h"
 #include "rope.h"
 
-// Rows are handed out in multiples of these, which are whole tiles of a weight and whole groups of integers. With many
-// tokens each range of rows prepares the activations anew, which wants longer ones.
-enum { ROW_UNIT = ATTAR_GROUP, PROMPT_ROW_UNIT = 3 * ATTAR_GROUP };
+// How products are shared out. A part of one is a range of tokens times a range of rows, and prepares its activations for
+// itself: so with many tokens a part is few tokens, whose activations stay in the first cache while all rows stream by.
+// Rows come in multiples of whole tiles of a weight and whole groups of integers, tokens in the kernels' blocks.
+enum { PARTS_PER_THREAD = 4, ROW_UNIT = ATTAR_GROUP, PROMPT_ROW_UNIT = 3 * ATTAR_GROUP, TOKEN_UNIT = 6, PART_TOKENS = 12 };
 
 // One thread's view of a step.
 typedef struct {
@@ -48,8 +49,26 @@ static void join_tokens(const worker *w) {
     if (w->s->n_tokens > 1) attar_pool_barrier(w->s->pool);
 }
 
-static bool take_rows(const worker *w, int32_t rows, int32_t *row0, int32_t *row1) {
-    return attar_pool_take_range(w->s->pool, rows, w->n_tokens > 1 ? PROMPT_ROW_UNIT : ROW_UNIT, row0, row1);
+// Rows row0 to row1 - 1 of a product, for n_tokens tokens from `first` on.
+typedef struct {
+    int32_t row0, row1, first, n_tokens;
+} part;
+
+// The next part of a product of `rows` rows with the tokens followed; false when nothing is left.
+static bool take_part(const worker *w, int32_t rows, part *out) {
+    const int32_t T = w->n_tokens, token_parts = T < 2 * PART_TOKENS ? 1 : T / PART_TOKENS;
+    const int32_t wanted = w->n_threads == 1 ? 1 : (PARTS_PER_THREAD * w->n_threads + token_parts - 1) / token_parts;
+    const int32_t unit = T > 1 ? PROMPT_ROW_UNIT : ROW_UNIT, units = (rows + unit - 1) / unit;
+    const int32_t step = (units + wanted - 1) / wanted * unit, row_parts = (rows + step - 1) / step;
+    const int32_t taken = attar_pool_take(w->s->pool);
+    if (taken >= token_parts * row_parts) return false;
+    int32_t begin, end;
+    attar_split(T, TOKEN_UNIT, taken / row_parts, token_parts, &begin, &end);
+    out->row0 = taken % row_parts * step;
+    out->row1 = out->row0 + step < rows ? out->row0 + step : rows;
+    out->first = w->first + begin;
+    out->n_tokens = end - begin;
+    return true;
 }
 
 static bool is_integer(const attar_weight *w) { return attar_type_get(w->type).integer; }
@@ -66,19 +85,20 @@ typedef struct {
     attar_act act;
 } activations;
 
-// h of the tokens followed [n_tokens, D], or this thread's own [1, D]; act is theirs.
-static activations normed(const worker *w, attar_act act) {
-    const int32_t D = w->s->model->n_embd, row = w->first + w->shift;
+// h of the tokens of a part [n_tokens, D], or this thread's own [1, D]; act is theirs.
+static activations normed(const worker *w, const part *p, attar_act act) {
+    const int32_t D = w->s->model->n_embd, row = p->first + w->shift;
     return (activations){w->s->scratch->h + (int64_t)row * D, act_at(act, row, D, 0)};
 }
 
 // y [n_tokens, m->rows], columns row0 to row1 - 1: in m^T.
-static void project(const worker *w, const attar_weight *m, int32_t row0, int32_t row1, activations in, float *y) {
+static void project(const worker *w, const attar_weight *m, int32_t row0, int32_t row1, activations in,
+                    int32_t n_tokens, float *y) {
     if (row0 >= row1) return;
     if (is_integer(m))
-        w->s->kernels->matmul(m, row0, row1, in.act, w->n_tokens, y, m->rows);
+        w->s->kernels->matmul(m, row0, row1, in.act, n_tokens, y, m->rows);
     else
-        w->s->kernels->matmul_f32(m, row0, row1, in.x, w->n_tokens, y, m->rows);
+        w->s->kernels->matmul_f32(m, row0, row1, in.x, n_tokens, y, m->rows);
 }
 
 // --- the phases of a layer ----------------------------------------------------------------------------------------
@@ -140,52 +160,57 @@ static void project_qkv(const worker *w, const attar_layer *layer) {
     const attar_scratch *a = w->s->scratch;
     const attar_weight *weights[3] = {&layer->q, &layer->k, &layer->v};
     float *outputs[3] = {a->q, a->k, a->v};
-    int32_t row0, row1;
-    while (take_rows(w, layer->q.rows + 2 * layer->k.rows, &row0, &row1)) {
+    part p;
+    while (take_part(w, layer->q.rows + 2 * layer->k.rows, &p)) {
         for (int32_t i = 0, start = 0; i < 3; start += weights[i++]->rows) {
             const int32_t rows = weights[i]->rows;
-            const int32_t from = row0 > start ? row0 - start : 0, to = row1 - start < rows ? row1 - start : rows;
-            project(w, weights[i], from, to, normed(w, a->act), outputs[i]);
+            const int32_t from = p.row0 > start ? p.row0 - start : 0, to = p.row1 - start < rows ? p.row1 - start : rows;
+            project(w, weights[i], from, to, normed(w, &p, a->act), p.n_tokens, outputs[i] + (int64_t)p.first * rows);
         }
     }
 }
 
 // branch [T, D] of the tokens followed = x m^T; x and act [T, m->cols].
 static void project_branch(const worker *w, const attar_weight *m, const float *x, attar_act act) {
-    const activations in = {x + (int64_t)w->first * m->cols, act_at(act, w->first, m->cols, 0)};
-    float *y = w->s->scratch->branch + (int64_t)w->first * m->rows;
-    int32_t row0, row1;
-    while (take_rows(w, m->rows, &row0, &row1)) project(w, m, row0, row1, in, y);
+    part p;
+    while (take_part(w, m->rows, &p)) {
+        const activations in = {x + (int64_t)p.first * m->cols, act_at(act, p.first, m->cols, 0)};
+        project(w, m, p.row0, p.row1, in, p.n_tokens, w->s->scratch->branch + (int64_t)p.first * m->rows);
+    }
 }
 
-// gate [T, F], columns column0 to column1 - 1, of the tokens followed = activation(gate_proj h) * (up_proj h), or
-// gate_act the same as integers if down_proj wants them. Both products stay in this thread's room, near the caches.
-static void gated_columns(const worker *w, const attar_layer *layer, int32_t column0, int32_t column1) {
+// gate [T, F] of a part's tokens and columns = activation(gate_proj h) * (up_proj h), or gate_act the same as integers if
+// down_proj wants them. Both products stay in this thread's room, near the caches.
+static void gated_columns(const worker *w, const attar_layer *layer, const part *p) {
     const attar_step *s = w->s;
     const attar_scratch *a = s->scratch;
     const attar_kernels *k = s->kernels;
-    const int32_t F = s->model->n_ff, n = column1 - column0;
+    const int32_t F = s->model->n_ff, n = p->row1 - p->row0;
     const bool gelu = s->model->family->gelu, quantize = is_integer(&layer->down);
-    const attar_weight gate_rows = attar_weight_rows(&layer->gate, column0, column1);
-    const attar_weight up_rows = attar_weight_rows(&layer->up, column0, column1);
+    const attar_weight gate_rows = attar_weight_rows(&layer->gate, p->row0, p->row1);
+    const attar_weight up_rows = attar_weight_rows(&layer->up, p->row0, p->row1);
     const attar_mlp_room room = a->mlp_rooms[w->thread];
-    project(w, &gate_rows, 0, n, normed(w, a->act), room.gate);
-    project(w, &up_rows, 0, n, normed(w, a->act), room.up);
-    for (int32_t i = 0; i < w->n_tokens; i++) {
+    project(w, &gate_rows, 0, n, normed(w, p, a->act), p->n_tokens, room.gate);
+    project(w, &up_rows, 0, n, normed(w, p, a->act), p->n_tokens, room.up);
+    for (int32_t i = 0; i < p->n_tokens; i++) {
         const float *gate = room.gate + (int64_t)i * n, *up = room.up + (int64_t)i * n;  // [n]
-        const int32_t t = w->first + i;
+        const int32_t t = p->first + i;
         if (quantize)
-            (gelu ? k->gelu_mul_quantize : k->silu_mul_quantize)(gate, up, act_at(a->gate_act, t, F, column0), n);
+            (gelu ? k->gelu_mul_quantize : k->silu_mul_quantize)(gate, up, act_at(a->gate_act, t, F, p->row0), n);
         else
-            (gelu ? k->gelu_mul : k->silu_mul)(gate, up, a->gate + (int64_t)t * F + column0, n);
+            (gelu ? k->gelu_mul : k->silu_mul)(gate, up, a->gate + (int64_t)t * F + p->row0, n);
     }
 }
 
 static void gated_mlp(const worker *w, const attar_layer *layer) {
-    int32_t begin, end;
-    while (take_rows(w, w->s->model->n_ff, &begin, &end)) {
-        for (int32_t c = begin; c < end; c += ATTAR_MLP_COLUMNS)
-            gated_columns(w, layer, c, end - c < ATTAR_MLP_COLUMNS ? end : c + ATTAR_MLP_COLUMNS);
+    part p;
+    while (take_part(w, w->s->model->n_ff, &p)) {
+        // A room has ATTAR_MLP_COLUMNS columns for all tokens, and so more for a few.
+        const int32_t columns = ATTAR_MLP_COLUMNS * w->s->n_tokens / p.n_tokens / ATTAR_GROUP * ATTAR_GROUP;
+        for (int32_t c = p.row0; c < p.row1; c += columns) {
+            const part columns_of = {c, p.row1 - c < columns ? p.row1 : c + columns, p.first, p.n_tokens};
+            gated_columns(w, layer, &columns_of);
+        }
     }
 }
 
@@ -197,11 +222,12 @@ static void project_head(const worker *w) {
     const int32_t V = m->n_vocab;
     norm(w, m->output_norm, is_integer(&m->head), s->scratch->head_act);
     join_tokens(w);
-    int32_t row0, row1;
-    while (take_rows(w, V, &row0, &row1)) {
-        project(w, &m->head, row0, row1, normed(w, s->scratch->head_act), s->logits);
-        for (int32_t t = 0; t < s->n_logits && m->final_cap > 0.0F; t++)
-            s->kernels->soft_cap(s->logits + (int64_t)t * V + row0, m->final_cap, row1 - row0);
+    part p;
+    while (take_part(w, V, &p)) {
+        float *logits = s->logits + (int64_t)(p.first - w->first) * V;
+        project(w, &m->head, p.row0, p.row1, normed(w, &p, s->scratch->head_act), p.n_tokens, logits);
+        for (int32_t t = 0; t < p.n_tokens && m->final_cap > 0.0F; t++)
+            s->kernels->soft_cap(logits + (int64_t)t * V + p.row0, m->final_cap, p.row1 - p.row0);
     }
 }
 
