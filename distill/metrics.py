@@ -12,7 +12,6 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from rouge_score import rouge_scorer
 from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.metrics.helpers import extract_all_char_ngrams
 
@@ -35,6 +34,8 @@ def rouge(predictions: Sequence[str], references: Sequence[str]) -> dict[str, ND
       Lin, 2004, "ROUGE: A Package for Automatic Evaluation of Summaries"; computed by the package rouge-score.
     """
     _check_pairs(predictions, references)
+    from rouge_score import rouge_scorer  # with it come nltk and scipy: 70 MB that training alone need not hold
+
     scorer = rouge_scorer.RougeScorer(list(ROUGE_TYPES), use_stemmer=True)
     scores = [scorer.score(reference, text) for text, reference in zip(predictions, references, strict=True)]
     return {name: np.array([score[name].fmeasure for score in scores], np.float64) for name in ROUGE_TYPES}

@@ -7,12 +7,12 @@ import html
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING, Any
 
 from attar.distill.run_folder import read_metrics, write_text
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _CURVES = {
     "kl": ("Divergence on held-out prompts, nats per token", ("kl_student_teacher_samples", "kl_teacher_student_data")),
@@ -78,6 +78,9 @@ def _plot_scores(path: Path, title: str, evaluations: Sequence[dict[str, Any]], 
 
 
 def _figure(title: str) -> tuple[Figure, Any]:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure  # 30 MB, wanted only when the run has ended
+
     figure = Figure(figsize=(8, 3.5), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()

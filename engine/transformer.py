@@ -191,7 +191,8 @@ def _scan_layers(
     per_layer = np.array([range(config.num_hidden_layers), layer_windows(config), layer_kinds(config)], np.int32)
     scanned = (params["layers"], *per_layer)
     start = (x, None if cache is None else (cache.keys, cache.values))
-    (x, cached), _ = jax.lax.scan(jax.checkpoint(step) if remat else step, start, scanned)
+    policy = None if remat else jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+    (x, cached), _ = jax.lax.scan(jax.checkpoint(step, prevent_cse=False, policy=policy), start, scanned)
     return rms_norm(x, params["norm"], config.rms_norm_eps, config.norm_plus_one), cached
 
 
