@@ -1,8 +1,9 @@
 """attar's trainer on the benchmark's models and rows; prints a line of JSON with the seconds of every step.
 
-    python -m benchmarks.trainer_driver FOLDER {on_policy,supervised} BATCH STEPS NEW_TOKENS
+    python -m benchmarks.trainer_driver FOLDER {on_policy,supervised,order} BATCH STEPS NEW_TOKENS
 
-The whole of `attar distill` runs: reading, batches, masks, metrics, and a checkpoint at the end.
+The whole of `attar distill` runs: reading, batches, masks, metrics, and a checkpoint at the end. `order` trains nothing
+and prints which rows of the file the steps read, so that another trainer can be given the same.
 """
 
 from __future__ import annotations
@@ -13,9 +14,14 @@ import tempfile
 import time
 from pathlib import Path
 
+import numpy as np
+
+from attar.distill.batches import choose_buckets
 from attar.distill.config import TrainConfig
 from attar.distill.evaluate import Evaluation
+from attar.distill.models import load_models
 from attar.distill.progress import StepReport
+from attar.distill.run_inputs import load_data, open_stream
 from attar.distill.trainer import train
 
 
@@ -48,15 +54,13 @@ class Clock:
         raise AssertionError("nothing is evaluated here")
 
 
-def main() -> None:
-    """Trains in a folder that is thrown away."""
-    folder, mode, *numbers = sys.argv[1:]
-    batch, steps, new_tokens = map(int, numbers)
-    config = TrainConfig(
-        data=str(Path(folder) / "rows.jsonl"),
+def make_config(folder: Path, mode: str, batch: int, steps: int, new_tokens: int) -> TrainConfig:
+    """What every trainer of the benchmark does, in attar's terms."""
+    return TrainConfig(
+        data=(str(folder / "rows.jsonl"),),
         method="gkd",
-        teacher=str(Path(folder) / "teacher"),
-        student=str(Path(folder) / "student"),
+        teacher=str(folder / "teacher"),
+        student=str(folder / "student"),
         on_policy_fraction=1.0 if mode == "on_policy" else 0.0,
         beta=0.5,
         normalization="token",
@@ -68,11 +72,35 @@ def main() -> None:
         schedule="constant",
         checkpoint_every=steps,
     )
+
+
+def row_order(config: TrainConfig) -> list[int]:
+    """Rows of the file in the order in which the steps read them."""
+    models = load_models(config)
+    data, _ = load_data(config, models)
+    stream = open_stream(config, models, data, choose_buckets(data, config.prompt_buckets, config.completion_buckets))
+    rows = {tuple(example.prompt.tolist()): index for index, example in enumerate(data.examples)}
+    return [
+        rows[tuple(prompt)]
+        for step in range(config.steps)
+        for prompt in np.asarray(stream.batch(step).prompts).tolist()
+    ]
+
+
+def train_and_time(config: TrainConfig) -> dict[str, object]:
+    """Trains in a folder that is thrown away."""
     clock = Clock()
     with tempfile.TemporaryDirectory() as work:
         train(config, Path(work) / "run", clock)
     seconds = [end - start for start, end in zip(clock.ends, clock.ends[1:], strict=False)]
-    print(json.dumps({"step_seconds": seconds, "losses": clock.losses, "peak_rss_bytes": peak_rss_bytes()}))
+    return {"step_seconds": seconds, "losses": clock.losses, "peak_rss_bytes": peak_rss_bytes()}
+
+
+def main() -> None:
+    """Prints one JSON value."""
+    folder, mode, *numbers = sys.argv[1:]
+    config = make_config(Path(folder), mode, *map(int, numbers))
+    print(json.dumps({"rows": row_order(config)} if mode == "order" else train_and_time(config)))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
 """One of TRL's trainers on the benchmark's models and rows; prints a line of JSON with the seconds of every step.
 
-    python trl_driver.py FOLDER {gkd,distillation} {on_policy,supervised} BATCH STEPS NEW_TOKENS THREADS {float32,bf16}
+    python trl_driver.py FOLDER {gkd,distillation} {on_policy,supervised} BATCH STEPS NEW_TOKENS THREADS PRECISION ORDER
+
+PRECISION is float32 or bf16. ORDER is a JSON file: which rows of FOLDER/rows.jsonl to read, in order.
 
 Run by an interpreter that has TRL and nothing of attar. Both trainers stand at their best setting: no gradient
 checkpointing, a cache while sampling, no checkpoints written, no reports.
@@ -41,13 +43,16 @@ def settings_of(work: str, batch: int, steps: int, bf16: bool) -> dict[str, Any]
     }
 
 
-def make_trainer(kind: str, on_policy: bool, folder: Path, settings: dict[str, Any], new_tokens: int) -> Any:
+def make_trainer(
+    kind: str, on_policy: bool, folder: Path, order: list[int], settings: dict[str, Any], new_tokens: int
+) -> Any:
     from datasets import Dataset
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder / "student")
     student, teacher = (AutoModelForCausalLM.from_pretrained(folder / name) for name in ("student", "teacher"))
-    rows = [json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()]
+    lines = (folder / "rows.jsonl").read_text().splitlines()
+    rows = [json.loads(lines[index]) for index in order]
     if kind == "distillation":
         from trl import DistillationConfig, DistillationTrainer
 
@@ -65,7 +70,7 @@ def make_trainer(kind: str, on_policy: bool, folder: Path, settings: dict[str, A
 
 
 def main() -> None:
-    folder, kind, mode, *numbers, precision = sys.argv[1:]
+    folder, kind, mode, *numbers, precision, order_file = sys.argv[1:]
     batch, steps, new_tokens, threads = map(int, numbers)
     import torch
     from transformers import TrainerCallback
@@ -84,8 +89,8 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as work:
         settings = settings_of(work, batch, steps, precision == "bf16")
-        trainer = make_trainer(kind, mode == "on_policy", Path(folder), settings, new_tokens)
-        # Rows in the order of the file, so that every trainer meets the same first batch.
+        order = json.loads(Path(order_file).read_text())
+        trainer = make_trainer(kind, mode == "on_policy", Path(folder), order, settings, new_tokens)
         trainer._get_train_sampler = lambda dataset=None: torch.utils.data.SequentialSampler(trainer.train_dataset)
         trainer.add_callback(Clock())
         began = time.perf_counter()

@@ -141,13 +141,15 @@ def run_round(python: Path, folder: Path, mode: str, batch: int, steps: int, thr
     """Every trainer once."""
     driver = Path(__file__).with_name("trl_driver.py")
     numbers = [str(batch), str(steps), str(NEW)]
-    own = [sys.executable, "-m", "benchmarks.trainer_driver", folder, mode, *numbers]
-    found = {"attar": measure(own, f"attar, {mode}, batch {batch}")}
+    attar = [sys.executable, "-m", "benchmarks.trainer_driver", folder]
+    order = folder / f"order_{batch}_{steps}.json"
+    order.write_text(json.dumps(run_json([*attar, "order", *numbers], "the order of the rows")["rows"]))
+    found = {"attar": measure([*attar, mode, *numbers], f"attar, {mode}, batch {batch}")}
     kinds = ("gkd", "distillation") if mode == "on_policy" else ("gkd",)
     for kind in kinds:
         for precision in ("float32", "bf16"):
             name = f"TRL {kind}, {precision}"
-            command = [python, driver, folder, kind, mode, *numbers, str(threads), precision]
+            command = [python, driver, folder, kind, mode, *numbers, str(threads), precision, order]
             found[name] = measure(command, f"{name}, {mode}, batch {batch}")
     return found
 
