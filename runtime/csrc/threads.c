@@ -118,16 +118,6 @@ int32_t attar_pool_take(attar_pool *pool) {
     return item;
 }
 
-bool attar_pool_take_range(attar_pool *pool, int32_t n, int32_t unit, int32_t *begin, int32_t *end) {
-    enum { RANGES = 4 };
-    const int32_t units = (n + unit - 1) / unit, ranges = pool->n_threads == 1 ? 1 : RANGES * pool->n_threads;
-    const int64_t step = (int64_t)((units + ranges - 1) / ranges) * unit;
-    const int64_t first = attar_pool_take(pool) * step, last = first + step;
-    *begin = (int32_t)first;
-    *end = (int32_t)(last < n ? last : n);
-    return first < n;
-}
-
 void attar_pool_barrier(attar_pool *pool) {
     if (pool->n_threads == 1) {
         atomic_store_explicit(&pool->next, 0, memory_order_relaxed);

@@ -19,9 +19,6 @@ void attar_pool_barrier(attar_pool *pool);  // called by every thread inside a t
 // Hands out the items of a phase in order, to whichever thread asks next: 0, 1, 2 ... The barrier that ends the phase
 // starts again from 0, and so does a run.
 int32_t attar_pool_take(attar_pool *pool);
-// The same in ranges [*begin, *end) of 0 .. n-1, in units of `unit`: about four a thread, so that a thread whose core is
-// taken away leaves its share to the others. False when nothing is left. One n and unit a phase.
-bool attar_pool_take_range(attar_pool *pool, int32_t n, int32_t unit, int32_t *begin, int32_t *end);
 
 // Usable cores (the process's affinity mask), at least 1.
 int32_t attar_usable_cores(void);
