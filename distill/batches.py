@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from attar.distill.data import DataError, DataSet, Example
 from attar.distill.mixture import Mixture
+from attar.distill.stored_targets import DrawnTargets, TopTargets
 
 STRETCH_BATCHES = 256
 """Batches planned together: enough to sort examples by length, few enough to keep the mixture's shares."""
@@ -37,12 +38,14 @@ class Batch(NamedTuple):
       prompt_lengths: int32, at least 1.
       completions: int32, padded on the right.
       completion_lengths: int32, the end of sequence counted; 0 for an empty completion.
+      stored: What was stored of the teacher at each completion position; None where nothing was.
     """
 
     prompts: Int[Array | NDArray[np.int32], "B P"]
     prompt_lengths: Int[Array | NDArray[np.int32], " B"]
     completions: Int[Array | NDArray[np.int32], "B N"]
     completion_lengths: Int[Array | NDArray[np.int32], " B"]
+    stored: TopTargets | DrawnTargets | None = None
 
 
 @dataclass(frozen=True)
@@ -152,12 +155,19 @@ class BatchStream:
 
     def batch(self, step: int) -> Batch:
         """The batch of a step, counted from 0."""
+        planned = self._planned(step)
+        rows = [self._examples[i] for i in planned.indices]
+        return pad_batch(rows, planned.prompt_tokens, planned.completion_tokens, self._pad_token_id)
+
+    def members(self, step: int) -> list[list[int]]:
+        """Which examples stand in each row of a step's batch."""
+        return [[index] for index in self._planned(step).indices]
+
+    def _planned(self, step: int) -> PlannedBatch:
         stretch, index = divmod(step, self._stretch_batches)
         if self._plan[0] != stretch:
             self._plan = (stretch, self._plan_stretch(stretch))
-        planned = self._plan[1][index]
-        rows = [self._examples[i] for i in planned.indices]
-        return pad_batch(rows, planned.prompt_tokens, planned.completion_tokens, self._pad_token_id)
+        return self._plan[1][index]
 
     def _plan_stretch(self, stretch: int) -> list[PlannedBatch]:
         draws = self._stretch_batches * self._batch_size

@@ -41,6 +41,7 @@ class TrainConfig:
       method: `sft` learns the data's completions; `pretrain` learns the teacher's distributions over them; `gkd` brings
         the student's distributions to the teacher's on the data and on the student's own samples.
       teacher: The model to learn from. `sft` uses it for evaluation only, and may go without.
+      targets: Folder that `attar label` made of the data; the loss then reads it instead of the teacher.
       student: Model to go on training.
       student_layers: Layers of the teacher that the student starts from.
       student_shape: Name in `engine.presets`, or path of a `config.json`, that starts from random weights; vocabulary
@@ -79,6 +80,7 @@ class TrainConfig:
     data: str | tuple[str, ...]
     method: MethodName = "gkd"
     teacher: str | None = None
+    targets: str | None = None
     student: str | None = None
     student_layers: tuple[int, ...] | None = None
     student_shape: str | None = None
@@ -131,6 +133,7 @@ class TrainConfig:
         _check_numbers(self)
         _check_models(self)
         _check_data(self)
+        _check_targets(self)
         # Built once here, so that their own rules are checked before any model is loaded.
         self.make_method()
         self.sampling_params()
@@ -146,7 +149,7 @@ class TrainConfig:
         if self.method == "sft":
             return Sft()
         if self.method == "pretrain":
-            return Pretrain()
+            return Pretrain(needs_teacher=self.targets is None)
         return Gkd(
             self.on_policy_fraction,
             self.divergence,
@@ -154,6 +157,7 @@ class TrainConfig:
             self.skew,
             self.divergence_temperature,
             self.teacher_temperature,
+            needs_teacher=self.targets is None,
         )
 
     def sampling_params(self) -> SamplingParams:
@@ -280,6 +284,21 @@ def _check_models(config: TrainConfig) -> None:
         raise ValueError(f"exactly one of {', '.join(names)} must be given, got {', '.join(given) or 'none'}")
     if config.student_prune is not None and not config.student_prune:
         raise ValueError("student_prune must keep less than the whole teacher, got no size")
-    if config.teacher is None and (config.method != "sft" or given[0] != "student"):
-        needs = given[0] if config.method == "sft" else f"method {config.method}"
+    unneeded = config.method == "sft" or config.targets is not None
+    if config.teacher is None and not (unneeded and given[0] == "student"):
+        needs = given[0] if unneeded else f"method {config.method}"
         raise ValueError(f"{needs} needs a teacher, got none")
+
+
+def _check_targets(config: TrainConfig) -> None:
+    """Stored targets are a part of the teacher's distribution over the data, which tells its forward KL alone."""
+    if config.targets is None:
+        return
+    if config.method == "sft":
+        raise ValueError("targets are read by the methods pretrain and gkd, got method sft; leave them out")
+    forward = config.divergence == "forward_kl" or (config.divergence == "jsd" and config.beta == 0.0)
+    if config.method == "gkd" and not (forward and config.on_policy_fraction == 0.0):
+        raise ValueError(
+            "method gkd with targets needs lambda 0 and divergence forward_kl, "
+            f"got {config.on_policy_fraction} and {config.divergence}: targets tell nothing else"
+        )

@@ -33,6 +33,9 @@ PromptFormat = Literal["auto", "chat", "plain"]
 """`chat` renders prompts through the model's chat template, `plain` takes them as they are, and `auto` is `chat`
 where the model has a template and `plain` elsewhere."""
 
+TEXT_WINDOW = 512
+"""Tokens of a window of text where nothing else is asked for: most of what a small model learns of context."""
+
 
 @dataclass(frozen=True)
 class Example:

@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 
 from attar.distill.data import DataError, Example
 from attar.distill.mixture import Mixture
+from attar.distill.stored_targets import DrawnTargets, TopTargets
 
 _ROWS = 3  # tells these random numbers from others made of (seed, step)
 STRETCH_BATCHES = 64
@@ -45,6 +46,7 @@ class PackedBatch(NamedTuple):
       targets: int32.
       lengths: int32, counted tokens of the example that a target belongs to; 0 beyond the row's counted tokens.
       num_sequences: int32, examples of each row.
+      stored: What was stored of the teacher for each target; None where nothing was.
     """
 
     tokens: Int[Array | NDArray[np.int32], "B T"]
@@ -53,6 +55,7 @@ class PackedBatch(NamedTuple):
     targets: Int[Array | NDArray[np.int32], "B T"]
     lengths: Int[Array | NDArray[np.int32], "B T"]
     num_sequences: Int[Array | NDArray[np.int32], " B"]
+    stored: TopTargets | DrawnTargets | None = None
 
 
 def packed_length(example: Example) -> int:
@@ -161,12 +164,16 @@ class PackedStream:
 
     def batch(self, step: int) -> PackedBatch:
         """The batch of a step, counted from 0."""
+        rows = [[self._examples[i] for i in row] for row in self.members(step)]
+        return pack_rows(rows, self._num_tokens, self._pad_token_id)
+
+    def members(self, step: int) -> list[list[int]]:
+        """Which examples stand in each row of a step's batch, in their order."""
         stretch = self._stretch_of(step)
         if self._plan[0] != stretch:
             self._plan = (stretch, self._plan_stretch(stretch)[0])
         first = (step - self._stretches[stretch].first_step) * self._batch_size
-        rows = self._plan[1][first : first + self._batch_size]
-        return pack_rows([[self._examples[i] for i in row] for row in rows], self._num_tokens, self._pad_token_id)
+        return self._plan[1][first : first + self._batch_size]
 
     def _stretch_of(self, step: int) -> int:
         """Index of the stretch that holds a step."""

@@ -11,13 +11,13 @@ import numpy as np
 
 from attar.distill.batches import BatchStream, Buckets, choose_buckets
 from attar.distill.config import TrainConfig
-from attar.distill.data import DataError, DataSet, Limits, Windows, load_examples, load_mixture
+from attar.distill.data import TEXT_WINDOW, DataError, DataSet, Limits, Windows, load_examples, load_mixture
 from attar.distill.mixture import Mixture
 from attar.distill.models import RunModels, params_fingerprint
 from attar.distill.packing import PackedStream, packed_length
 from attar.distill.run_folder import RunError
+from attar.distill.target_folder import TargetFolder, examples_sha256
 
-_TEXT_WINDOW = 512  # tokens: long enough for most of what a small model learns of context
 _PACK_MULTIPLE = 64
 
 
@@ -62,7 +62,7 @@ def max_tokens(config: TrainConfig, models: RunModels) -> int:
     context = _context(models)
     if config.max_tokens is not None and config.max_tokens > context:
         raise RunError(f"max_tokens must be at most the context of {context} tokens, got {config.max_tokens}; lower it")
-    return min(_TEXT_WINDOW, context) if config.max_tokens is None else config.max_tokens
+    return min(TEXT_WINDOW, context) if config.max_tokens is None else config.max_tokens
 
 
 def pack_tokens(config: TrainConfig, data: DataSet) -> int | None:
@@ -97,6 +97,39 @@ def _check_texts(config: TrainConfig, data: DataSet) -> None:
         raise DataError(f"max_tokens would do nothing: {files} holds no plain text")
 
 
+def open_targets(config: TrainConfig, models: RunModels, data: DataSet) -> TargetFolder | None:
+    """The stored targets that the run reads, None where it reads none.
+
+    Raises:
+      RunError: If they are of other tokens, of another teacher or temperature, or over a larger vocabulary.
+      PartError: If the folder cannot be read.
+    """
+    if config.targets is None:
+        return None
+    targets = TargetFolder(Path(config.targets))
+    made = targets.settings
+    temperature = config.divergence_temperature if config.teacher_temperature is None else config.teacher_temperature
+    wanted: list[tuple[str, object, object]] = [
+        ("the tokenizer", made.tokenizer_fingerprint[:12], models.tokenizer.fingerprint()[:12]),
+        ("the examples", made.examples_sha256[:12], examples_sha256(data.examples)[:12]),
+        ("the teacher's temperature", made.temperature, 1.0 if config.method == "pretrain" else temperature),
+    ]
+    if models.teacher is not None:
+        wanted.append(("the teacher", made.teacher_fingerprint[:12], params_fingerprint(models.teacher.params)[:12]))
+    for name, labelled, here in wanted:
+        if labelled != here:
+            raise RunError(
+                f"{config.targets}: {name} must be what was labelled, got {here} for {labelled}; run attar label with "
+                "this run's --data, --max-new-tokens and --prompt-format, or change the run"
+            )
+    if made.vocab_size > models.student.config.vocab_size:
+        raise RunError(
+            f"{config.targets}: the student's vocabulary must hold the {made.vocab_size} tokens that were labelled, "
+            f"got {models.student.config.vocab_size}"
+        )
+    return targets
+
+
 def max_prompt_tokens(config: TrainConfig, models: RunModels) -> int:
     """Longest prompt that leaves room for a completion in both models' contexts.
 
@@ -124,7 +157,13 @@ def held_out_buckets(train: Buckets, held_out: DataSet) -> Buckets:
     return Buckets(tuple(sorted({*train.prompt, max(train.prompt[-1], own.prompt[-1])})), (longest,))
 
 
-def resolved_config(config: TrainConfig, models: RunModels, data: DataSet, held_out: DataSet | None) -> dict[str, Any]:
+def resolved_config(
+    config: TrainConfig,
+    models: RunModels,
+    data: DataSet,
+    held_out: DataSet | None,
+    targets: TargetFolder | None = None,
+) -> dict[str, Any]:
     """The run's configuration with what its paths stand for: hashes of data, weights and vocabulary."""
     teacher = models.teacher
     return {
@@ -137,6 +176,7 @@ def resolved_config(config: TrainConfig, models: RunModels, data: DataSet, held_
         "data_examples": len(data.examples),
         "data_completions_cut": data.num_cut,
         "eval_data_sha256": None if held_out is None else held_out.sha256,
+        "targets_sha256": None if targets is None else targets.sha256,
         "teacher_fingerprint": None if teacher is None else params_fingerprint(teacher.params),
         "student_fingerprint": params_fingerprint(models.student.params),
         "tokenizer_fingerprint": models.tokenizer.fingerprint(),

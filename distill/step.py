@@ -146,7 +146,7 @@ def batch_loss(
 ) -> Float[Array, ""]:
     """Σ weights · method values; a part of the batch's loss where the batch is a part."""
     heads = completion_heads(params, student, batch, teacher, remat=remat)
-    return projected_loss(method.loss, *heads, Labels(completion_tokens(batch)), weights)
+    return projected_loss(method.loss, *heads, Labels(completion_tokens(batch), batch.stored), weights)
 
 
 class TrainStep(Protocol):

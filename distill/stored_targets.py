@@ -11,7 +11,9 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
+from numpy.typing import NDArray
 
 _ROUNDING = 1e-6  # what a sum of float32 probabilities may lack of 1
 
@@ -24,21 +26,22 @@ class TopTargets(NamedTuple):
       log_probs: float32, not renormalised.
     """
 
-    tokens: Int[Array, "*B K"]
-    log_probs: Float[Array, "*B K"]
+    tokens: Int[Array | NDArray[np.int32], "*B K"]
+    log_probs: Float[Array | NDArray[np.float32], "*B K"]
 
 
 class DrawnTargets(NamedTuple):
     """Tokens drawn from a teacher with replacement; one drawn twice stands twice."""
 
-    tokens: Int[Array, "*B K"]
+    tokens: Int[Array | NDArray[np.int32], "*B K"]
 
 
 def stored_forward_kl(student_logits: Float[Array, "*B V"], stored: TopTargets | DrawnTargets) -> Float[Array, "*B"]:
     """The forward KL as far as what is stored tells it; of drawn tokens with the teacher's entropy, a constant."""
+    tokens = jnp.asarray(stored.tokens)
     if isinstance(stored, DrawnTargets):
-        return sampled_cross_entropy(student_logits, stored.tokens)
-    return top_forward_kl(student_logits, stored.tokens, stored.log_probs)
+        return sampled_cross_entropy(student_logits, tokens)
+    return top_forward_kl(student_logits, tokens, jnp.asarray(stored.log_probs))
 
 
 def stored_cross_entropy(student_logits: Float[Array, "*B V"], stored: TopTargets | DrawnTargets) -> Float[Array, "*B"]:
@@ -46,12 +49,13 @@ def stored_cross_entropy(student_logits: Float[Array, "*B V"], stored: TopTarget
 
     Of the likeliest tokens it is a lower bound, for the rest counts as one outcome.
     """
+    divergence = stored_forward_kl(student_logits, stored)
     if isinstance(stored, DrawnTargets):
-        return sampled_cross_entropy(student_logits, stored.tokens)
-    p = jnp.exp(stored.log_probs)
+        return divergence
+    log_p = jnp.asarray(stored.log_probs)
+    p = jnp.exp(log_p)
     tail = _tail_mass(p)
-    entropy = -jnp.sum(_terms(p, stored.log_probs), axis=-1) - _terms(tail, _log(tail))
-    return top_forward_kl(student_logits, stored.tokens, stored.log_probs) + entropy
+    return divergence - jnp.sum(_terms(p, log_p), axis=-1) - _terms(tail, _log(tail))
 
 
 def top_forward_kl(

@@ -21,7 +21,7 @@ from attar.distill.adapters import save_adapter
 from attar.distill.batches import Batch, choose_buckets
 from attar.distill.checkpointing import list_checkpoints, load_checkpoint, save_checkpoint
 from attar.distill.config import TrainConfig
-from attar.distill.counted import AnyBatch, row_utilization
+from attar.distill.counted import AnyBatch, completion_tokens, row_utilization
 from attar.distill.data import DataSet
 from attar.distill.evaluate import EvalSettings, Evaluation, Network, evaluate
 from attar.distill.example_results import results_path, write_results
@@ -31,7 +31,7 @@ from attar.distill.progress import Callback, Pace, Silent, StepReport
 from attar.distill.report import write_report
 from attar.distill.rollout import sample_batch
 from attar.distill.run_folder import MetricsLog, RunError, open_run, settle_config
-from attar.distill.run_inputs import held_out_buckets, load_data, open_stream, resolved_config
+from attar.distill.run_inputs import held_out_buckets, load_data, open_stream, open_targets, resolved_config
 from attar.distill.step import (
     ComputeDtype,
     StepMetrics,
@@ -41,11 +41,14 @@ from attar.distill.step import (
     make_optimizer,
     make_train_step,
 )
+from attar.distill.target_folder import TargetFolder
 from attar.engine.checkpoint import save_model
 from attar.engine.transformer import Params
 
 # Paths may change between start and resumption, since the content behind them is compared by hash.
-CHANGEABLE = frozenset({"data", "eval_data", "teacher", "student", "checkpoint_every", "keep_checkpoints", "versions"})
+CHANGEABLE = frozenset(
+    {"data", "eval_data", "teacher", "targets", "student", "checkpoint_every", "keep_checkpoints", "versions"}
+)
 
 _COIN = 1  # tells the λ draws' random numbers from others made of (seed, step)
 
@@ -89,11 +92,12 @@ def _prepare(config: TrainConfig, run_dir: Path, callback: Callback) -> _Run:
     models = load_models(config)
     callback.on_stage("reading data")
     data, held_out = load_data(config, models)
+    targets = open_targets(config, models, data)
     if config.student_prune is not None:
         callback.on_stage("choosing what to keep of the teacher")
         models = pruned_student(config, run_dir, models, data, callback.on_note)
-    run = _Run(config, run_dir, callback, models, data, held_out)
-    run.take_up(models.student.params, resolved_config(config, models, data, held_out))
+    run = _Run(config, run_dir, callback, models, data, held_out, targets)
+    run.take_up(models.student.params, resolved_config(config, models, data, held_out, targets))
     return run
 
 
@@ -113,6 +117,7 @@ class _Run:
         models: RunModels,
         data: DataSet,
         held_out: DataSet | None,
+        targets: TargetFolder | None,
     ) -> None:
         self._config = config
         self._run_dir = run_dir
@@ -122,6 +127,7 @@ class _Run:
         self._tokenizer = models.tokenizer
         self._tokenizer_source = models.tokenizer_source
         self._held_out = held_out
+        self._targets = targets
         self._method = config.make_method()
         self._parametrization = config.make_parametrization(self._student)
         self._optimizer = make_optimizer(config.optimizer_config())
@@ -182,7 +188,7 @@ class _Run:
 
     def _step(self, step: int) -> None:
         began = time.perf_counter()
-        batch: AnyBatch = self._stream.batch(step)
+        batch = self._read(step)
         on_policy = draws_on_policy(self._config.seed, step, self._method.on_policy_fraction)
         if on_policy:
             assert isinstance(batch, Batch)  # as a configuration that packs has λ = 0
@@ -190,6 +196,14 @@ class _Run:
         teacher = self._teacher if self._method.needs_teacher else None
         self._state, metrics = self._train_step(self._state, teacher and teacher.params, batch, self._frozen)
         self._report(step + 1, batch, on_policy, metrics, began)
+
+    def _read(self, step: int) -> AnyBatch:
+        """The data's batch of a step, with what is stored for it."""
+        batch = self._stream.batch(step)
+        if self._targets is None:
+            return batch
+        num_positions = completion_tokens(batch).shape[1]
+        return batch._replace(stored=self._targets.rows(self._stream.members(step), num_positions))
 
     def _sample(self, batch: Batch, step: int) -> Batch:
         return sample_batch(
@@ -216,7 +230,9 @@ class _Run:
                 "start again in another folder with a lower learning_rate or a longer warm-up"
             )
         learning_rate = float(self._learning_rates[step - 1])
-        self._pace.add((int(on_policy), *(size for leaf in batch for size in leaf.shape)), seconds, tokens)
+        self._pace.add(
+            (int(on_policy), *(size for leaf in jax.tree.leaves(batch) for size in leaf.shape)), seconds, tokens
+        )
         report = StepReport(
             step,
             self._config.steps,

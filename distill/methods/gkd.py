@@ -19,6 +19,7 @@ from attar.distill.divergences import (
     total_variation,
 )
 from attar.distill.methods.method import Labels
+from attar.distill.stored_targets import stored_forward_kl
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,8 @@ class Gkd:
       beta: Of `jsd`: mixture weight of the teacher; 0 is KL(teacher ‖ student), 1 is KL(student ‖ teacher).
       skew: α of `skew_kl` and `skew_reverse_kl`.
       temperature: Divides the student's logits inside the divergence (sampling has a temperature of its own).
-      teacher_temperature: Divides the teacher's; None is `temperature`.
+      teacher_temperature: Divides the teacher's; None is `temperature`. Of stored targets it was applied before.
+      needs_teacher: False where the labels hold what was stored of the teacher, which tells the forward KL alone.
 
     References:
       Agarwal et al., 2024, arXiv:2306.13649, algorithm 1 and eq. 1.
@@ -65,6 +67,8 @@ class Gkd:
         teacher_logits: Float[Array, "B N V"] | None,
     ) -> Float[Array, "B N"]:
         """Divergence between teacher and student at each completion position; the tokens only set the context."""
+        if labels.stored is not None:
+            return stored_forward_kl(student_logits / self.temperature, labels.stored)
         if teacher_logits is None:
             raise ValueError("gkd needs the teacher's logits, got none")
         divergences: dict[DivergenceName, Callable[..., Array]] = {

@@ -51,6 +51,7 @@ _DIVERGENCE_ONLY = {"beta": ("jsd",), "skew": ("skew_kl", "skew_reverse_kl")}
 )
 @click.option("--out", "run_dir", required=True, type=click.Path(path_type=Path, file_okay=False), help="Run folder.")
 @click.option("--teacher", help="Model to learn from: a name, a checkpoint folder or a GGUF.")
+@click.option("--targets", type=click.Path(path_type=Path), help="Folder of attar label, read in the teacher's place.")
 @click.option("--student", help="Go on training this model (a checkpoint or run folder).")
 @click.option("--student-layers", help="Start from layers of the teacher: '0,4,29', or '10' outer ones.")
 @click.option("--student-shape", help="Start from random weights in a preset's shape, or a config.json's.")
@@ -101,6 +102,9 @@ def command(
     gkd       brings the student's distributions to the teacher's, on completions that the student samples itself
               (a share --lambda of the batches) and on the data's. Agarwal et al., 2024, arXiv:2306.13649.
 
+    With --targets, pretrain and supervised gkd (--lambda 0 --divergence forward_kl) read what attar label stored, and
+    the teacher is never loaded, or for evaluation alone where --teacher names it.
+
     \b
     DATA is .jsonl with one JSON object a line, {"prompt": ..., "completion": ...}, {"messages": [...]} or
     {"text": ...}; .parquet with such columns; or .txt, a document a file or, with --documents blank-line, a paragraph.
@@ -136,6 +140,8 @@ def _refuse_idle_options(options: dict[str, Any], data: tuple[str, ...]) -> None
     for name, needed in NEEDED.items():
         if all(options[other] is None for other in needed):
             refuse(name, f"it is read beside {' or '.join(names[other] for other in needed)} only")
+    if options["targets"] is not None and options["method"] == "sft":
+        refuse("targets", "--method sft does not read it")
     for name in _GKD_ONLY if options["method"] != "gkd" else ():
         refuse(name, f"--method {options['method']} does not read it")
     for name, kinds in _DIVERGENCE_ONLY.items():
@@ -160,6 +166,7 @@ def _make_config(data: tuple[str, ...], held_out: Path | None, options: dict[str
     for name in ("teacher", "student"):
         if options[name] is not None:
             options[name] = str(model_source(options[name]))
+    options["targets"] = None if options["targets"] is None else str(options["targets"])
     layers = options.pop("student_layers")
     options["student_layers"] = None if layers is None else _layers(layers, options["teacher"])
     options["eval_data"] = None if held_out is None else str(held_out)
