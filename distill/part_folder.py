@@ -7,7 +7,6 @@ Whoever goes on must do so under equal settings, and one process at a time.
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -80,15 +79,22 @@ def read_index(path: Path) -> dict[str, Any]:
     return content
 
 
-def write_part(path: Path, write: Callable[[Path], None]) -> None:
-    """Has a file written under another name, waits until it is on the disk, and gives it its name.
+def write_part(path: Path, content: str | Callable[[Path], None]) -> None:
+    """Writes a file under another name, waits until it is on the disk, and gives it its name.
+
+    Args:
+      path: Of the part.
+      content: Text, or what writes a file.
 
     Raises:
       PartError: If it cannot be written; the parts before it are intact.
     """
     partial = path.with_name(f".{path.name}.partial")
     try:
-        write(partial)
+        if isinstance(content, str):
+            partial.write_text(content, encoding="utf-8")
+        else:
+            content(partial)
         with partial.open("rb") as file:
             os.fsync(file.fileno())
         partial.replace(path)
@@ -96,12 +102,6 @@ def write_part(path: Path, write: Callable[[Path], None]) -> None:
     except OSError as error:
         partial.unlink(missing_ok=True)
         raise PartError(f"{path}: cannot be written: {error}; free space and run the same command again") from None
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file, in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _settle(path: Path, settings: dict[str, Any], told: frozenset[str]) -> None:

@@ -27,7 +27,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from attar.distill.data import Example
-from attar.distill.part_folder import PartError, file_sha256, read_index, write_index, write_part
+from attar.distill.part_folder import PartError, read_index, write_index, write_part
+from attar.distill.records import file_sha256
 from attar.distill.stored_targets import DrawnTargets, TopTargets
 
 INDEX = "targets.json"

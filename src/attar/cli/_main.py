@@ -23,6 +23,7 @@ COMMANDS = {
     "data": Entry("attar.cli.data", "Build a training set from a recipe."),
     "shape": Entry("attar.cli.shape", "Propose a student's shape for a budget of bytes or milliseconds."),
     "label": Entry("attar.cli.label", "Store a teacher's targets for a data set, once."),
+    "generate": Entry("attar.cli.generate", "Have a teacher answer the prompts of a data set."),
     "distill": Entry("attar.cli.distill", "Train a student from a teacher."),
     "merge": Entry("attar.cli.merge", "Fold a low-rank adapter into its model."),
     "quantize": Entry("attar.cli.quantize", "Round a checkpoint's weights and report what it costs."),
@@ -61,7 +62,7 @@ class LazyGroup(click.Group):
 
 
 _EXTRAS = {
-    **dict.fromkeys(("label", "distill", "eval", "compare", "merge", "shape"), "train"),
+    **dict.fromkeys(("label", "generate", "distill", "eval", "compare", "merge", "shape"), "train"),
     **dict.fromkeys(("quantize", "export"), "export"),
 }
 
