@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from attar.distill.data import DataError, DataSet, Example
 from attar.distill.mixture import Mixture
+from attar.distill.policy_gradient import PolicyLabels
 from attar.distill.stored_targets import DrawnTargets, TopTargets
 
 STRETCH_BATCHES = 256
@@ -39,6 +40,7 @@ class Batch(NamedTuple):
       completions: int32, padded on the right.
       completion_lengths: int32, the end of sequence counted; 0 for an empty completion.
       stored: What was stored of the teacher at each completion position; None where nothing was.
+      policy: Of the student's own samples, where they were rewarded; None elsewhere.
     """
 
     prompts: Int[Array | NDArray[np.int32], "B P"]
@@ -46,6 +48,7 @@ class Batch(NamedTuple):
     completions: Int[Array | NDArray[np.int32], "B N"]
     completion_lengths: Int[Array | NDArray[np.int32], " B"]
     stored: TopTargets | DrawnTargets | None = None
+    policy: PolicyLabels | None = None
 
 
 @dataclass(frozen=True)

@@ -54,6 +54,10 @@ class TrainConfig:
       skew: α of `skew_kl` and `skew_reverse_kl`.
       divergence_temperature: Divides the student's logits inside the divergence.
       teacher_temperature: Divides the teacher's there; None is `divergence_temperature`.
+      reward: What samples are rewarded by, besides the divergence: a name in `rewards.BUILT_IN`, or `module:function`.
+      alpha: α, the divergence's share of the objective (1 - α) E[reward] - α D; read where there is a reward.
+      samples_per_prompt: Samples of a prompt in a rewarded batch, whose mean is the baseline of each other; of 1, the
+        batch's.
       sampling_temperature: Of the student's on-policy samples; `top_k` and `top_p` likewise.
       max_new_tokens: Longest sampled completion, and longest completion kept of the data.
       max_prompt_tokens: Longest prompt allowed; None is what the shorter context of the two models leaves.
@@ -92,6 +96,9 @@ class TrainConfig:
     skew: float = 0.1
     divergence_temperature: float = 1.0
     teacher_temperature: float | None = None
+    reward: str | None = None
+    alpha: float = 0.5
+    samples_per_prompt: int = 1
     sampling_temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
@@ -134,6 +141,7 @@ class TrainConfig:
         _check_models(self)
         _check_data(self)
         _check_targets(self)
+        _check_reward(self)
         # Built once here, so that their own rules are checked before any model is loaded.
         self.make_method()
         self.sampling_params()
@@ -157,6 +165,7 @@ class TrainConfig:
             self.skew,
             self.divergence_temperature,
             self.teacher_temperature,
+            1.0 if self.reward is None else self.alpha,
             needs_teacher=self.targets is None,
         )
 
@@ -212,6 +221,7 @@ _POSITIVE_INTEGERS = (
     "max_new_tokens",
     "steps",
     "batch_size",
+    "samples_per_prompt",
     "accumulation_steps",
     "prompt_buckets",
     "completion_buckets",
@@ -301,4 +311,19 @@ def _check_targets(config: TrainConfig) -> None:
         raise ValueError(
             "method gkd with targets needs lambda 0 and divergence forward_kl, "
             f"got {config.on_policy_fraction} and {config.divergence}: targets tell nothing else"
+        )
+
+
+def _check_reward(config: TrainConfig) -> None:
+    if config.reward is None:
+        return
+    if config.method != "gkd" or config.on_policy_fraction == 0.0:
+        raise ValueError(
+            "a reward is of samples that the student draws: it needs method gkd and a lambda above 0, "
+            f"got {config.method} and {config.on_policy_fraction}"
+        )
+    if config.batch_size < 2 or config.batch_size % config.samples_per_prompt:
+        raise ValueError(
+            "batch_size must be at least 2 and a multiple of samples_per_prompt for a reward, "
+            f"got {config.batch_size} and {config.samples_per_prompt}"
         )

@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from attar.distill.batches import Batch
 from attar.distill.losses import Normalization, completion_mask, token_weights
+from attar.distill.methods.method import Labels
 from attar.distill.packing import PackedBatch
 from attar.engine.config import ModelConfig
 from attar.engine.transformer import Params, hidden_states
@@ -21,6 +22,12 @@ AnyBatch = Batch | PackedBatch
 def completion_tokens(batch: AnyBatch) -> Int[Array, "B N"]:
     """The counted tokens, those of each row first."""
     return jnp.asarray(batch.targets if isinstance(batch, PackedBatch) else batch.completions)
+
+
+def labels(batch: AnyBatch) -> Labels:
+    """What a method's loss reads of the batch at each counted token."""
+    policy = None if isinstance(batch, PackedBatch) else batch.policy
+    return Labels(completion_tokens(batch), batch.stored, policy)
 
 
 def counted_mask(batch: AnyBatch) -> Bool[Array, "B N"]:

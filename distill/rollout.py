@@ -8,7 +8,7 @@ from jaxtyping import Array
 
 from attar.distill.batches import Batch
 from attar.engine.config import ModelConfig
-from attar.engine.generate import generate
+from attar.engine.generate import Generation, generate
 from attar.engine.sampling import SamplingParams
 from attar.engine.transformer import Params
 
@@ -49,4 +49,9 @@ def sample_batch(
         sampling=sampling,
         eos_token_ids=eos_token_ids,
     )
+    return completed_batch(batch, generation)
+
+
+def completed_batch(batch: Batch, generation: Generation) -> Batch:
+    """The prompts of a batch with generated completions."""
     return Batch(batch.prompts, batch.prompt_lengths, generation.tokens, generation.lengths)

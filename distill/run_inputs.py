@@ -15,6 +15,7 @@ from attar.distill.data import TEXT_WINDOW, DataError, DataSet, Limits, Windows,
 from attar.distill.mixture import Mixture
 from attar.distill.models import RunModels, params_fingerprint
 from attar.distill.packing import PackedStream, packed_length
+from attar.distill.rewards import BUILT_IN
 from attar.distill.run_folder import RunError
 from attar.distill.target_folder import TargetFolder, examples_sha256
 
@@ -28,7 +29,7 @@ def load_data(config: TrainConfig, models: RunModels) -> tuple[DataSet, DataSet 
       DataError: If a file cannot be used.
       RunError: If the models' context leaves no room for a prompt.
     """
-    needs_completion = not (config.method == "gkd" and config.on_policy_fraction == 1.0)
+    needs_completion = not (config.method == "gkd" and config.on_policy_fraction == 1.0) or config.reward in BUILT_IN
     windows = Windows(max_tokens(config, models))
     limits = Limits(max_prompt_tokens(config, models), config.max_new_tokens, needs_completion, windows)
     data = load_mixture(

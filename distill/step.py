@@ -16,9 +16,9 @@ import jax.numpy as jnp
 import optax  # type: ignore[import-untyped]  # ships neither stubs nor py.typed
 from jaxtyping import Array, Float, Int
 
-from attar.distill.counted import AnyBatch, completion_hidden, completion_tokens, counted_mask, counted_weights
+from attar.distill.counted import AnyBatch, completion_hidden, counted_mask, counted_weights, labels
 from attar.distill.losses import Normalization
-from attar.distill.methods.method import Labels, Method
+from attar.distill.methods.method import Method
 from attar.distill.parametrization import Direct, Parametrization
 from attar.distill.projected_loss import Head, HeadConfig, projected_loss
 from attar.engine.config import ModelConfig
@@ -146,7 +146,7 @@ def batch_loss(
 ) -> Float[Array, ""]:
     """Σ weights · method values; a part of the batch's loss where the batch is a part."""
     heads = completion_heads(params, student, batch, teacher, remat=remat)
-    return projected_loss(method.loss, *heads, Labels(completion_tokens(batch), batch.stored), weights)
+    return projected_loss(method.loss, *heads, labels(batch), weights)
 
 
 class TrainStep(Protocol):

@@ -29,6 +29,7 @@ from attar.distill.initial_student import INITIAL, pruned_student
 from attar.distill.models import RunModels, load_models
 from attar.distill.progress import Callback, Pace, Silent, StepReport
 from attar.distill.report import write_report
+from attar.distill.rewarded_rollout import make_rollout
 from attar.distill.rollout import sample_batch
 from attar.distill.run_folder import MetricsLog, RunError, open_run, settle_config
 from attar.distill.run_inputs import held_out_buckets, load_data, open_stream, open_targets, resolved_config
@@ -128,6 +129,8 @@ class _Run:
         self._tokenizer_source = models.tokenizer_source
         self._held_out = held_out
         self._targets = targets
+        self._examples = data.examples
+        self._rollout = make_rollout(config, self._tokenizer)
         self._method = config.make_method()
         self._parametrization = config.make_parametrization(self._student)
         self._optimizer = make_optimizer(config.optimizer_config())
@@ -189,13 +192,14 @@ class _Run:
     def _step(self, step: int) -> None:
         began = time.perf_counter()
         batch = self._read(step)
+        told: dict[str, float] = {}
         on_policy = draws_on_policy(self._config.seed, step, self._method.on_policy_fraction)
         if on_policy:
             assert isinstance(batch, Batch)  # as a configuration that packs has λ = 0
-            batch = self._sample(batch, step)
+            batch, told = self._sample(batch, step)
         teacher = self._teacher if self._method.needs_teacher else None
         self._state, metrics = self._train_step(self._state, teacher and teacher.params, batch, self._frozen)
-        self._report(step + 1, batch, on_policy, metrics, began)
+        self._report(step + 1, batch, on_policy, metrics, began, told)
 
     def _read(self, step: int) -> AnyBatch:
         """The data's batch of a step, with what is stored for it."""
@@ -205,22 +209,38 @@ class _Run:
         num_positions = completion_tokens(batch).shape[1]
         return batch._replace(stored=self._targets.rows(self._stream.members(step), num_positions))
 
-    def _sample(self, batch: Batch, step: int) -> Batch:
-        return sample_batch(
-            _in_dtype(self._network(), self._config.compute_dtype).params,
+    def _sample(self, batch: Batch, step: int) -> tuple[Batch, dict[str, float]]:
+        """The batch with the student's answers, and what the log is told of them."""
+        params = _in_dtype(self._network(), self._config.compute_dtype).params
+        key = _step_key(self._config.seed, step)
+        if self._rollout is not None:
+            examples = [self._examples[index] for (index,) in self._stream.members(step)]
+            rewarded, reward = self._rollout.sample(params, self._student, batch, examples, key)
+            return rewarded, {"reward": reward}
+        sampled = sample_batch(
+            params,
             self._student,
             batch,
             max_new_tokens=self._config.max_new_tokens,
             sampling=self._config.sampling_params(),
             eos_token_ids=self._tokenizer.eos_token_ids,
-            key=_step_key(self._config.seed, step),
+            key=key,
         )
+        return sampled, {}
 
     def _network(self) -> Network:
         """The student as it computes now."""
         return Network(self._parametrization.effective(self._state.params, self._frozen), self._student)
 
-    def _report(self, step: int, batch: AnyBatch, on_policy: bool, metrics: StepMetrics, began: float) -> None:
+    def _report(
+        self,
+        step: int,
+        batch: AnyBatch,
+        on_policy: bool,
+        metrics: StepMetrics,
+        began: float,
+        told: dict[str, float],
+    ) -> None:
         """Logs one step; reading the loss waits for the device."""
         loss, grad_norm, tokens = float(metrics.loss), float(metrics.grad_norm), int(metrics.completion_tokens)
         seconds = time.perf_counter() - began
@@ -244,7 +264,7 @@ class _Run:
             self._pace.eta_seconds(self._config.steps - step),
         )
         values = {"loss": loss, "grad_norm": grad_norm, "learning_rate": learning_rate, "on_policy": on_policy}
-        self._log.write(step, {"kind": "train", **values, **self._amounts(batch, tokens, seconds)})
+        self._log.write(step, {"kind": "train", **values, **told, **self._amounts(batch, tokens, seconds)})
         self._callback.on_step(report)
 
     def _amounts(self, batch: AnyBatch, tokens: int, seconds: float) -> dict[str, Any]:

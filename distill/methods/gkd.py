@@ -19,6 +19,7 @@ from attar.distill.divergences import (
     total_variation,
 )
 from attar.distill.methods.method import Labels
+from attar.distill.policy_gradient import policy_loss
 from attar.distill.stored_targets import stored_forward_kl
 
 
@@ -35,6 +36,7 @@ class Gkd:
       skew: α of `skew_kl` and `skew_reverse_kl`.
       temperature: Divides the student's logits inside the divergence (sampling has a temperature of its own).
       teacher_temperature: Divides the teacher's; None is `temperature`. Of stored targets it was applied before.
+      divergence_share: α, the weight of the divergence; 1 - α is that of the reward, on rewarded samples alone.
       needs_teacher: False where the labels hold what was stored of the teacher, which tells the forward KL alone.
 
     References:
@@ -47,6 +49,7 @@ class Gkd:
     skew: float = 0.1
     temperature: float = 1.0
     teacher_temperature: float | None = None
+    divergence_share: float = 1.0
     name: str = "gkd"
     needs_teacher: bool = True
 
@@ -54,7 +57,11 @@ class Gkd:
         if self.divergence not in get_args(DivergenceName):
             allowed = ", ".join(get_args(DivergenceName))
             raise ValueError(f"divergence must be one of {allowed}, got {self.divergence!r}")
-        for field, value in (("lambda", self.on_policy_fraction), ("beta", self.beta)):
+        for field, value in (
+            ("lambda", self.on_policy_fraction),
+            ("beta", self.beta),
+            ("alpha", self.divergence_share),
+        ):
             if not 0.0 <= value <= 1.0:
                 raise ValueError(f"{field} must be in [0, 1], got {value}")
         if not 0.0 <= self.skew < 1.0:
@@ -66,7 +73,21 @@ class Gkd:
         labels: Labels,
         teacher_logits: Float[Array, "B N V"] | None,
     ) -> Float[Array, "B N"]:
-        """Divergence between teacher and student at each completion position; the tokens only set the context."""
+        """α times the divergence between teacher and student, and 1 - α times the policy's loss where there is one.
+
+        Its gradient maximises (1 - α) E[reward] - α D, section 3.2 of the paper; the divergence alone reads no tokens.
+        """
+        divergence = self._divergence(student_logits, labels, teacher_logits)
+        if self.divergence_share == 1.0:
+            return divergence
+        if labels.policy is None:
+            return self.divergence_share * divergence
+        reward = policy_loss(student_logits, labels.tokens, labels.policy)
+        return self.divergence_share * divergence + (1.0 - self.divergence_share) * reward
+
+    def _divergence(
+        self, student_logits: Float[Array, "B N V"], labels: Labels, teacher_logits: Float[Array, "B N V"] | None
+    ) -> Float[Array, "B N"]:
         if labels.stored is not None:
             return stored_forward_kl(student_logits / self.temperature, labels.stored)
         if teacher_logits is None:

@@ -6,6 +6,7 @@ from typing import NamedTuple, Protocol
 
 from jaxtyping import Array, Float, Int
 
+from attar.distill.policy_gradient import PolicyLabels
 from attar.distill.stored_targets import DrawnTargets, TopTargets
 
 
@@ -15,10 +16,12 @@ class Labels(NamedTuple):
     Attributes:
       tokens: The completion tokens.
       stored: What was kept of the teacher's distribution; None where the teacher itself is at hand, or not needed.
+      policy: Of rewarded samples; None elsewhere.
     """
 
     tokens: Int[Array, "B N"]
     stored: TopTargets | DrawnTargets | None = None
+    policy: PolicyLabels | None = None
 
 
 class Method(Protocol):

@@ -97,3 +97,27 @@ def test_options_that_would_do_nothing_are_refused(whole: Path, teacher: Path, w
     assert (refused.exit_code, "--keep top draws nothing" in refused.stderr) == (2, True)
     refused = run(*distill(words, whole, tmp_path / "b"), "--student", teacher, "--method", "sft")
     assert (refused.exit_code, "--targets would do nothing" in refused.stderr) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--method", "sft", "--reward", "rougeL"), "--reward would do nothing: --method sft does not read it"),
+        (("--method", "gkd", "--alpha", 0.3), "--alpha would do nothing: it is read with --reward only"),
+        (("--method", "gkd", "--lambda", 0, "--reward", "rougeL"), "a lambda above 0, got gkd and 0.0"),
+    ],
+)
+def test_rewards_that_would_do_nothing_are_refused(
+    teacher: Path, words: Path, tmp_path: Path, arguments: tuple[object, ...], message: str
+) -> None:
+    given = ["--teacher", teacher, "--student-layers", 1, "--data", words, "--out", tmp_path / "run"]
+    refused = run("distill", *given, *arguments)
+    assert refused.exit_code == 2
+    assert message in " ".join(refused.stderr.split())
+
+
+def test_greedy_answers_are_written_once(teacher: Path, words: Path, tmp_path: Path) -> None:
+    given = ["--teacher", teacher, "--data", words, "--out", tmp_path / "answers.jsonl"]
+    refused = run("generate", *given, "--temperature", 0, "--samples", 2)
+    assert refused.exit_code == 2
+    assert "samples must be 1 where answers are greedy" in refused.stderr

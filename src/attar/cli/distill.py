@@ -35,6 +35,9 @@ _GKD_ONLY = (
     "skew",
     "divergence_temperature",
     "teacher_temperature",
+    "reward",
+    "alpha",
+    "samples_per_prompt",
     "sampling_temperature",
 )
 _DIVERGENCE_ONLY = {"beta": ("jsd",), "skew": ("skew_kl", "skew_reverse_kl")}
@@ -65,6 +68,9 @@ _DIVERGENCE_ONLY = {"beta": ("jsd",), "skew": ("skew_kl", "skew_reverse_kl")}
 @click.option("--skew", type=click.FloatRange(0, 1, max_open=True), default=0.1, show_default=True, help="Of skew_*.")
 @click.option("--divergence-temperature", type=_ABOVE_0, default=1.0, show_default=True, help="Of both sides' logits.")
 @click.option("--teacher-temperature", type=_ABOVE_0, help="Of the teacher's logits, where it is another.")
+@click.option("--reward", help="Reward samples too: exact_answer, rougeL, or your module:function.")
+@click.option("--alpha", type=_SHARE, default=0.5, show_default=True, help="The divergence's share; the rest: reward.")
+@click.option("--samples-per-prompt", type=_POSITIVE, default=1, show_default=True, help="For the reward's baseline.")
 @click.option("--sampling-temperature", type=_ABOVE_0, default=1.0, show_default=True)
 @click.option("--normalization", type=click.Choice(["sequence", "token"]), default="sequence", show_default=True)
 @click.option("--steps", type=_POSITIVE, default=1000, show_default=True)
@@ -101,6 +107,9 @@ def command(
               stands there: -Σ P log Q. Gemma Team, 2024, arXiv:2408.00118, section 3.2.
     gkd       brings the student's distributions to the teacher's, on completions that the student samples itself
               (a share --lambda of the batches) and on the data's. Agarwal et al., 2024, arXiv:2306.13649.
+
+    With --reward, gkd maximises (1 - alpha) reward - alpha divergence on the student's samples (section 3.2 there). A
+    function takes lists of prompts, completions and references, and returns one float a completion.
 
     With --targets, pretrain and supervised gkd (--lambda 0 --divergence forward_kl) read what attar label stored, and
     the teacher is never loaded, or for evaluation alone where --teacher names it.
@@ -144,6 +153,8 @@ def _refuse_idle_options(options: dict[str, Any], data: tuple[str, ...]) -> None
         refuse("targets", "--method sft does not read it")
     for name in _GKD_ONLY if options["method"] != "gkd" else ():
         refuse(name, f"--method {options['method']} does not read it")
+    for name in ("alpha", "samples_per_prompt") if options["reward"] is None else ():
+        refuse(name, "it is read with --reward only")
     for name, kinds in _DIVERGENCE_ONLY.items():
         if options["divergence"] not in kinds:
             refuse(name, f"--divergence {options['divergence']} does not read it; {' and '.join(kinds)} do")
