@@ -31,6 +31,22 @@ STRETCH_BATCHES = 256
 _BATCHES = 4  # tells these random numbers from others made of (seed, step)
 
 
+class TeacherView(NamedTuple):
+    """What a teacher of another vocabulary reads in the place of a batch; a pytree.
+
+    Attributes:
+      prompts, prompt_lengths, completions, completion_lengths: As of `Batch`, in the teacher's tokens.
+      positions: int32, for each completion position of the batch the teacher's that stands behind the same text; -1
+        where there is none.
+    """
+
+    prompts: Int[Array | NDArray[np.int32], "B Q"]
+    prompt_lengths: Int[Array | NDArray[np.int32], " B"]
+    completions: Int[Array | NDArray[np.int32], "B M"]
+    completion_lengths: Int[Array | NDArray[np.int32], " B"]
+    positions: Int[Array | NDArray[np.int32], "B N"]
+
+
 class Batch(NamedTuple):
     """Rows of one shape, in host or device memory; a pytree.
 
@@ -41,6 +57,7 @@ class Batch(NamedTuple):
       completion_lengths: int32, the end of sequence counted; 0 for an empty completion.
       stored: What was stored of the teacher at each completion position; None where nothing was.
       policy: Of the student's own samples, where they were rewarded; None elsewhere.
+      view: What a teacher of another vocabulary reads; None where the teacher has the student's.
     """
 
     prompts: Int[Array | NDArray[np.int32], "B P"]
@@ -49,6 +66,7 @@ class Batch(NamedTuple):
     completion_lengths: Int[Array | NDArray[np.int32], " B"]
     stored: TopTargets | DrawnTargets | None = None
     policy: PolicyLabels | None = None
+    view: TeacherView | None = None
 
 
 @dataclass(frozen=True)

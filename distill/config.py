@@ -16,6 +16,7 @@ from attar.distill.methods.gkd import Gkd
 from attar.distill.methods.method import Method
 from attar.distill.methods.pretrain import Pretrain
 from attar.distill.methods.sft import Sft
+from attar.distill.methods.uld import Uld
 from attar.distill.parametrization import Direct, Parametrization
 from attar.distill.pruning import PruneTarget
 from attar.distill.records import Documents
@@ -24,7 +25,7 @@ from attar.engine.config import ModelConfig
 from attar.engine.sampling import SamplingParams
 from attar.quantize.policy import SCHEMES, make_scheme
 
-MethodName = Literal["sft", "pretrain", "gkd"]
+MethodName = Literal["sft", "pretrain", "gkd", "uld"]
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,8 @@ class TrainConfig:
       documents: What one document of a `.txt` file is.
       max_tokens: Window that plain text is cut into; None is 512, or a shorter context.
       method: `sft` learns the data's completions; `pretrain` learns the teacher's distributions over them; `gkd` brings
-        the student's distributions to the teacher's on the data and on the student's own samples.
+        the student's distributions to the teacher's on the data and on the student's own samples; `uld` does so for a
+        teacher of another vocabulary.
       teacher: The model to learn from. `sft` uses it for evaluation only, and may go without.
       targets: Folder that `attar label` made of the data; the loss then reads it instead of the teacher.
       student: Model to go on training.
@@ -158,7 +160,7 @@ class TrainConfig:
             return Sft()
         if self.method == "pretrain":
             return Pretrain(needs_teacher=self.targets is None)
-        return Gkd(
+        gkd = Gkd(
             self.on_policy_fraction,
             self.divergence,
             self.beta,
@@ -168,6 +170,7 @@ class TrainConfig:
             1.0 if self.reward is None else self.alpha,
             needs_teacher=self.targets is None,
         )
+        return Uld(gkd) if self.method == "uld" else gkd
 
     def sampling_params(self) -> SamplingParams:
         """How on-policy completions are drawn."""
@@ -294,6 +297,8 @@ def _check_models(config: TrainConfig) -> None:
         raise ValueError(f"exactly one of {', '.join(names)} must be given, got {', '.join(given) or 'none'}")
     if config.student_prune is not None and not config.student_prune:
         raise ValueError("student_prune must keep less than the whole teacher, got no size")
+    if config.method == "uld" and (given[0] != "student" or config.pack):
+        raise ValueError("method uld is for a student of another vocabulary, unpacked: name one as student")
     unneeded = config.method == "sft" or config.targets is not None
     if config.teacher is None and not (unneeded and given[0] == "student"):
         needs = given[0] if unneeded else f"method {config.method}"
@@ -304,8 +309,10 @@ def _check_targets(config: TrainConfig) -> None:
     """Stored targets are a part of the teacher's distribution over the data, which tells its forward KL alone."""
     if config.targets is None:
         return
-    if config.method == "sft":
-        raise ValueError("targets are read by the methods pretrain and gkd, got method sft; leave them out")
+    if config.method not in ("pretrain", "gkd"):
+        raise ValueError(
+            f"targets are read by the methods pretrain and gkd, got method {config.method}; leave them out"
+        )
     forward = config.divergence == "forward_kl" or (config.divergence == "jsd" and config.beta == 0.0)
     if config.method == "gkd" and not (forward and config.on_policy_fraction == 0.0):
         raise ValueError(

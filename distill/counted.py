@@ -34,7 +34,8 @@ def counted_mask(batch: AnyBatch) -> Bool[Array, "B N"]:
     """True on the counted ones of `completion_tokens`."""
     if isinstance(batch, PackedBatch):
         return jnp.asarray(batch.lengths) > 0
-    return completion_mask(jnp.asarray(batch.completion_lengths), batch.completions.shape[1])
+    mask = completion_mask(jnp.asarray(batch.completion_lengths), batch.completions.shape[1])
+    return mask if batch.view is None else mask & (jnp.asarray(batch.view.positions) >= 0)
 
 
 def counted_weights(batch: AnyBatch, normalization: Normalization) -> Float[Array, "B N"]:
@@ -76,6 +77,15 @@ def completion_hidden(
     real_completion = completion_mask(jnp.asarray(batch.completion_lengths), N)[:, :-1]
     padding_mask = jnp.concatenate([real_prompt, real_completion], axis=1)
     return hidden_states(params, config, tokens, padding_mask=padding_mask, remat=remat)[:, P - 1 :]  # [B, N, D]
+
+
+def teacher_hidden(params: Params, config: ModelConfig, batch: AnyBatch) -> Float[Array, "B N D"]:
+    """The teacher's hidden states at the positions of `completion_hidden`, or behind the same text in its tokens."""
+    if isinstance(batch, PackedBatch) or batch.view is None:
+        return completion_hidden(params, config, batch)
+    hidden = completion_hidden(params, config, Batch(*batch.view[:4]))  # [B, M, D]
+    positions = jnp.maximum(jnp.asarray(batch.view.positions), 0)
+    return jnp.take_along_axis(hidden, positions[:, :, None], axis=1)  # [B, N, D]
 
 
 def _packed_hidden(params: Params, config: ModelConfig, batch: PackedBatch, *, remat: bool) -> Float[Array, "B T D"]:

@@ -31,7 +31,8 @@ class RunModels:
     Attributes:
       student: Initial weights; where it is to be pruned, the whole teacher until `initial_student` has cut it.
       teacher: None where the run has none.
-      tokenizer: The student's, whose vocabulary is the teacher's too.
+      tokenizer: The student's, whose vocabulary is the teacher's too where `teacher_tokenizer` is None.
+      teacher_tokenizer: Of a teacher of another vocabulary, for the method uld.
       tokenizer_source: Folder or file that the tokenizer came from.
     """
 
@@ -39,6 +40,7 @@ class RunModels:
     teacher: Network | None
     tokenizer: Tokenizer
     tokenizer_source: Path
+    teacher_tokenizer: Tokenizer | None = None
 
 
 def load_models(config: TrainConfig) -> RunModels:
@@ -52,9 +54,12 @@ def load_models(config: TrainConfig) -> RunModels:
     network = None if teacher is None else Network(teacher.params, teacher.config)
     if config.student is not None:
         student = load_model(Path(config.student))
+        own = Network(student.params, student.config)
+        if teacher is not None and config.method == "uld":
+            return RunModels(own, network, student.tokenizer, Path(config.student), teacher.tokenizer)
         if teacher is not None:
             check_vocabularies(config, teacher, student)
-        return RunModels(Network(student.params, student.config), network, student.tokenizer, Path(config.student))
+        return RunModels(own, network, student.tokenizer, Path(config.student))
     if teacher is None or config.teacher is None:
         raise RunError("a student made from a teacher's layers or shape needs a teacher; name one")
     student_network = _made_student(config, teacher)
@@ -72,7 +77,7 @@ def check_vocabularies(config: TrainConfig, teacher: Model, student: Model) -> N
         raise RunError(
             f"teacher and student must share one vocabulary: {config.teacher} has {theirs.vocab_size} tokens "
             f"(fingerprint {theirs.fingerprint()[:12]}), {config.student} has {ours.vocab_size} "
-            f"({ours.fingerprint()[:12]}); start the student from the teacher's layers or from a shape"
+            f"({ours.fingerprint()[:12]}); start the student from the teacher's layers or a shape, or use method uld"
         )
 
 

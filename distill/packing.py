@@ -56,6 +56,7 @@ class PackedBatch(NamedTuple):
     lengths: Int[Array | NDArray[np.int32], "B T"]
     num_sequences: Int[Array | NDArray[np.int32], " B"]
     stored: TopTargets | DrawnTargets | None = None
+    view: None = None  # packed rows are read by teachers of the same vocabulary alone
 
 
 def packed_length(example: Example) -> int:

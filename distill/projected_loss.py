@@ -48,11 +48,13 @@ class HeadConfig(NamedTuple):
     Attributes:
       student_cap, teacher_cap: Soft caps of the logits; None where the family has none.
       vocab_size: The first so many logits count: models of one family may pad one vocabulary to different sizes.
+      teacher_vocab_size: The same of the teacher, where its vocabulary is another; None is `vocab_size`.
     """
 
     student_cap: float | None
     teacher_cap: float | None
     vocab_size: int
+    teacher_vocab_size: int | None = None
 
 
 def projected_loss(
@@ -160,7 +162,8 @@ def _chunk_logits(config: HeadConfig, table: Array, chunk: _Chunk, teacher: Head
     logits = head_logits(chunk.student, table, config.student_cap)[..., : config.vocab_size]
     if teacher is None or chunk.teacher is None:
         return logits, None
-    return logits, head_logits(chunk.teacher, teacher.table, config.teacher_cap)[..., : config.vocab_size]
+    size = config.teacher_vocab_size or config.vocab_size
+    return logits, head_logits(chunk.teacher, teacher.table, config.teacher_cap)[..., :size]
 
 
 def _chunk_loss(token_loss: TokenLoss, config: HeadConfig, table: Array, chunk: _Chunk, teacher: Head | None) -> Array:
@@ -182,7 +185,7 @@ def _fold(
     """add(total, first position, chunk) over chunks of positions, as far as any row has weights."""
     whole = _Chunk(student.hidden, None if teacher is None else teacher.hidden, labels, weights)
     B, N = weights.shape
-    n = min(N, max(1, CHUNK_LOGITS // (B * config.vocab_size)))
+    n = min(N, max(1, CHUNK_LOGITS // (B * max(config.vocab_size, config.teacher_vocab_size or 0))))
     if n == N:
         return add(start, jnp.int32(0), whole)
     counted = jnp.max(jnp.where(jnp.any(weights > 0.0, axis=0), jnp.arange(1, N + 1), 0))  # positions up to the last

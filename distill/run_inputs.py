@@ -18,6 +18,7 @@ from attar.distill.packing import PackedStream, packed_length
 from attar.distill.rewards import BUILT_IN
 from attar.distill.run_folder import RunError
 from attar.distill.target_folder import TargetFolder, examples_sha256
+from attar.distill.teacher_view import TeacherReader
 
 _PACK_MULTIPLE = 64
 
@@ -29,7 +30,9 @@ def load_data(config: TrainConfig, models: RunModels) -> tuple[DataSet, DataSet 
       DataError: If a file cannot be used.
       RunError: If the models' context leaves no room for a prompt.
     """
-    needs_completion = not (config.method == "gkd" and config.on_policy_fraction == 1.0) or config.reward in BUILT_IN
+    needs_completion = (
+        not (config.method in ("gkd", "uld") and config.on_policy_fraction == 1.0) or config.reward in BUILT_IN
+    )
     windows = Windows(max_tokens(config, models))
     limits = Limits(max_prompt_tokens(config, models), config.max_new_tokens, needs_completion, windows)
     data = load_mixture(
@@ -96,6 +99,28 @@ def _check_texts(config: TrainConfig, data: DataSet) -> None:
         raise DataError(f"{files}: plain text has no prompts that the student could answer; set lambda to 0")
     if config.max_tokens is not None and not data.num_texts:
         raise DataError(f"max_tokens would do nothing: {files} holds no plain text")
+
+
+def open_teacher_reader(config: TrainConfig, models: RunModels) -> TeacherReader | None:
+    """How a teacher of another vocabulary reads the run's batches; None where the teacher has the student's.
+
+    Raises:
+      DataError: If a prompt is too long in the teacher's tokens, or the data is plain text.
+      RunError: If the teacher's context is too short.
+    """
+    if models.teacher_tokenizer is None or models.teacher is None:
+        return None
+    # A teacher may need more tokens for the same text; beyond twice as many, what is longer is not compared.
+    max_tokens = 2 * config.max_new_tokens
+    room = models.teacher.config.max_position_embeddings - max_tokens
+    if room < 1:
+        raise RunError(
+            f"max_new_tokens must be below half the teacher's context for method uld, got {config.max_new_tokens}"
+        )
+    limits = Limits(room, max_tokens, needs_completion=False)
+    data = load_mixture(config.data_paths, config.data_weights, models.teacher_tokenizer, limits, config.prompt_format)
+    prompts = [example.prompt for example in data.examples]
+    return TeacherReader(prompts, models.tokenizer, models.teacher_tokenizer, max_tokens)
 
 
 def open_targets(config: TrainConfig, models: RunModels, data: DataSet) -> TargetFolder | None:
@@ -178,6 +203,7 @@ def resolved_config(
         "data_completions_cut": data.num_cut,
         "eval_data_sha256": None if held_out is None else held_out.sha256,
         "targets_sha256": None if targets is None else targets.sha256,
+        "teacher_tokenizer_fingerprint": models.teacher_tokenizer and models.teacher_tokenizer.fingerprint(),
         "teacher_fingerprint": None if teacher is None else params_fingerprint(teacher.params),
         "student_fingerprint": params_fingerprint(models.student.params),
         "tokenizer_fingerprint": models.tokenizer.fingerprint(),

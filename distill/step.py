@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import optax  # type: ignore[import-untyped]  # ships neither stubs nor py.typed
 from jaxtyping import Array, Float, Int
 
-from attar.distill.counted import AnyBatch, completion_hidden, counted_mask, counted_weights, labels
+from attar.distill.counted import AnyBatch, completion_hidden, counted_mask, counted_weights, labels, teacher_hidden
 from attar.distill.losses import Normalization
 from attar.distill.methods.method import Method
 from attar.distill.parametrization import Direct, Parametrization
@@ -129,9 +129,10 @@ def completion_heads(
     if teacher is None:
         return HeadConfig(student.final_logit_softcapping, None, student.vocab_size), head, None
     constants, config = jax.lax.stop_gradient(teacher[0]), teacher[1]
-    vocab_size = min(student.vocab_size, config.vocab_size)
-    heads = HeadConfig(student.final_logit_softcapping, config.final_logit_softcapping, vocab_size)
-    return heads, head, Head(completion_hidden(constants, config, batch), head_table(constants, config))
+    caps = student.final_logit_softcapping, config.final_logit_softcapping
+    sizes = student.vocab_size, config.vocab_size
+    heads = HeadConfig(*caps, min(sizes)) if batch.view is None else HeadConfig(*caps, *sizes)
+    return heads, head, Head(teacher_hidden(constants, config, batch), head_table(constants, config))
 
 
 def batch_loss(

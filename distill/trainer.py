@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import numpy as np
 from jaxtyping import Array
 
 from attar.distill.adapters import save_adapter
+from attar.distill.alignment import shared_tokens
 from attar.distill.batches import Batch, choose_buckets
 from attar.distill.checkpointing import list_checkpoints, load_checkpoint, save_checkpoint
 from attar.distill.config import TrainConfig
@@ -26,13 +27,22 @@ from attar.distill.data import DataSet
 from attar.distill.evaluate import EvalSettings, Evaluation, Network, evaluate
 from attar.distill.example_results import results_path, write_results
 from attar.distill.initial_student import INITIAL, pruned_student
+from attar.distill.methods.method import Method
+from attar.distill.methods.uld import Uld
 from attar.distill.models import RunModels, load_models
 from attar.distill.progress import Callback, Pace, Silent, StepReport
 from attar.distill.report import write_report
 from attar.distill.rewarded_rollout import make_rollout
 from attar.distill.rollout import sample_batch
 from attar.distill.run_folder import MetricsLog, RunError, open_run, settle_config
-from attar.distill.run_inputs import held_out_buckets, load_data, open_stream, open_targets, resolved_config
+from attar.distill.run_inputs import (
+    held_out_buckets,
+    load_data,
+    open_stream,
+    open_targets,
+    open_teacher_reader,
+    resolved_config,
+)
 from attar.distill.step import (
     ComputeDtype,
     StepMetrics,
@@ -131,7 +141,8 @@ class _Run:
         self._targets = targets
         self._examples = data.examples
         self._rollout = make_rollout(config, self._tokenizer)
-        self._method = config.make_method()
+        self._teacher_reader = open_teacher_reader(config, models)
+        self._method = _for_vocabularies(config.make_method(), models)
         self._parametrization = config.make_parametrization(self._student)
         self._optimizer = make_optimizer(config.optimizer_config())
         schedule = learning_rate_schedule(config.optimizer_config())
@@ -197,6 +208,9 @@ class _Run:
         if on_policy:
             assert isinstance(batch, Batch)  # as a configuration that packs has λ = 0
             batch, told = self._sample(batch, step)
+        if self._teacher_reader is not None:
+            assert isinstance(batch, Batch)  # as uld refuses to pack
+            batch = self._teacher_reader.view(batch, self._stream.members(step))
         teacher = self._teacher if self._method.needs_teacher else None
         self._state, metrics = self._train_step(self._state, teacher and teacher.params, batch, self._frozen)
         self._report(step + 1, batch, on_policy, metrics, began, told)
@@ -278,7 +292,8 @@ class _Run:
         self._callback.on_stage("evaluating")
         student = self._network()
         settings = EvalSettings(self._config.batch_size, self._config.max_new_tokens, self._config.seed)
-        evaluation = evaluate(student, self._teacher, self._tokenizer, self._held_out, settings, self._eval_buckets)
+        teacher = None if self._teacher_reader is not None else self._teacher  # of the same vocabulary
+        evaluation = evaluate(student, teacher, self._tokenizer, self._held_out, settings, self._eval_buckets)
         write_results(results_path(self._run_dir, step), evaluation.results)
         scores = {name: asdict(interval) for name, interval in evaluation.scores.items()}
         samples = [asdict(sample) for sample in evaluation.samples]
@@ -332,6 +347,14 @@ _cast = jax.jit(cast_matrices, static_argnames="dtype")
 
 def _in_dtype(network: Network, dtype: ComputeDtype) -> Network:
     return network if dtype == "float32" else Network(_cast(network.params, dtype), network.config)
+
+
+def _for_vocabularies(method: Method, models: RunModels) -> Method:
+    """The method with what it must know of the two vocabularies."""
+    if not isinstance(method, Uld) or models.teacher is None or models.teacher_tokenizer is None:
+        return method
+    rows = models.student.config.vocab_size, models.teacher.config.vocab_size
+    return replace(method, shared=shared_tokens(models.tokenizer, models.teacher_tokenizer, *rows))
 
 
 def _step_key(seed: int, step: int) -> Array:

@@ -107,6 +107,8 @@ def command(
               stands there: -Σ P log Q. Gemma Team, 2024, arXiv:2408.00118, section 3.2.
     gkd       brings the student's distributions to the teacher's, on completions that the student samples itself
               (a share --lambda of the batches) and on the data's. Agarwal et al., 2024, arXiv:2306.13649.
+    uld       gkd from a teacher of another vocabulary: tokens that both have are compared one by one, all others by
+              their sorted probabilities, where both have read the same text. Boizard et al., 2024, arXiv:2402.12030.
 
     With --reward, gkd maximises (1 - alpha) reward - alpha divergence on the student's samples (section 3.2 there). A
     function takes lists of prompts, completions and references, and returns one float a completion.
@@ -151,7 +153,9 @@ def _refuse_idle_options(options: dict[str, Any], data: tuple[str, ...]) -> None
             refuse(name, f"it is read beside {' or '.join(names[other] for other in needed)} only")
     if options["targets"] is not None and options["method"] == "sft":
         refuse("targets", "--method sft does not read it")
-    for name in _GKD_ONLY if options["method"] != "gkd" else ():
+    for name in ("reward", "alpha", "samples_per_prompt") if options["method"] == "uld" else ():
+        refuse(name, "--method uld does not read it")
+    for name in _GKD_ONLY if options["method"] not in ("gkd", "uld") else ():
         refuse(name, f"--method {options['method']} does not read it")
     for name in ("alpha", "samples_per_prompt") if options["reward"] is None else ():
         refuse(name, "it is read with --reward only")
