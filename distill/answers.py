@@ -154,6 +154,20 @@ def calculator_value(text: str) -> str | None:
     return None if result is None else f"{format_number(result)}>>"
 
 
+def first_wrong_value(text: str, start: int) -> tuple[int, str] | None:
+    """Where a calculator would have written something else: the first annotation at or after `start` whose value is not
+    its expression's; annotations without a value that can be worked out are left alone.
+
+    Returns:
+      Characters up to the value, and what the calculator writes there (`calculator_value`); None if all is right.
+    """
+    for match in _STEP.finditer(text, start):
+        given = calculator_value(text[: match.start("value")])
+        if given is not None and not _is_shown_by(evaluate_number(match["expression"]), match["value"]):
+            return match.start("value"), given
+    return None
+
+
 def answers_correct(
     predictions: Sequence[str], references: Sequence[str], *, calculator: bool = False
 ) -> NDArray[np.float64]:

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +27,7 @@ from attar.distill.records import DataError, Documents, Message, Record, file_sh
 from attar.engine.chat_template import ChatTemplateError, render_chat
 from attar.engine.tokenizer import Tokenizer
 
-__all__ = ["DataError", "DataFile", "DataSet", "Example", "Limits", "PromptFormat", "Windows", "load_examples"]
+__all__ = ["DataError", "DataFile", "DataSet", "Example", "Limits", "PromptFormat", "load_examples", "load_mixture"]
 
 PromptFormat = Literal["auto", "chat", "plain"]
 """`chat` renders prompts through the model's chat template, `plain` takes them as they are, and `auto` is `chat`
@@ -35,6 +35,13 @@ where the model has a template and `plain` elsewhere."""
 
 TEXT_WINDOW = 512
 """Tokens of a window of text where nothing else is asked for: most of what a small model learns of context."""
+
+
+class TextSize(NamedTuple):
+    """Size of a piece of text in UTF-8 bytes and in words parted by blanks; a word counts where it begins."""
+
+    num_bytes: int
+    num_words: int
 
 
 @dataclass(frozen=True)
@@ -47,7 +54,7 @@ class Example:
       completion: int32 [N], its last token an end of sequence unless it was cut; empty where the data has none.
       prompt_text: The prompt as the model reads it.
       reference: The completion's own text, without template parts.
-      is_text: Whether it is a window of plain text, which nobody asked for and no answer is compared to.
+      text_size: Of the text that a window of plain text counts; None where the example is a prompt that is answered.
     """
 
     line: int
@@ -55,7 +62,7 @@ class Example:
     completion: NDArray[np.int32]
     prompt_text: str
     reference: str
-    is_text: bool = False
+    text_size: TextSize | None = None
 
 
 @dataclass(frozen=True)
@@ -126,7 +133,7 @@ class DataSet:
     @property
     def num_texts(self) -> int:
         """Examples that are windows of plain text."""
-        return sum(example.is_text for example in self.examples)
+        return sum(example.text_size is not None for example in self.examples)
 
 
 def load_examples(
@@ -242,8 +249,14 @@ class _Encoder:
             begin = max(start - windows.overlap, 0)
             context, counted = ids[begin:start], ids[start : begin + windows.tokens]
             arrays = np.array(context, np.int32), np.array(counted, np.int32)
-            yield Example(record.line, *arrays, "", self._tokenizer.decode(counted), is_text=True)
+            yield Example(record.line, *arrays, "", tokenizer.decode(counted), self._text_size(context, counted))
             start += len(counted)
+
+    def _text_size(self, context: list[int], counted: list[int]) -> TextSize:
+        ends = self._tokenizer.eos_token_ids[:1]
+        pieces = [self._tokenizer.token_bytes(token) for token in counted if token not in ends]
+        before, text = self._tokenizer.decode(context), self._tokenizer.decode([*context, *counted])
+        return TextSize(sum(map(len, pieces)), len(text.split()) - len(before.split()))
 
     def _encode_turn(self, record: Record, before: tuple[Message, ...], answer: str | None) -> Example:
         prompt = self._render(record, before, add_generation_prompt=True)

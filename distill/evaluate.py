@@ -5,8 +5,12 @@ What is measured, per example and then averaged with a bootstrap interval over e
     kl_*_data                  divergence to the teacher, nats per token, on the given completions
     kl_*_samples               the same on the student's own samples at temperature 1
     agreement_*                share of positions where the teacher's likeliest token is the student's
+    bits_per_byte,             of plain text, which is scored in windows and not answered: they compare models of
+    word_perplexity            different tokenizers, as perplexity does not
     rouge*, exact              greedy completions against the given ones, in [0, 1]
     sentence_bleu, *_chrf      likewise; `bleu` and `chrf` are those of the corpus, which sum n-gram counts first
+    answer, chain              final answers that are right, and chains whose every step is, where the given completion
+                               ends in a final answer (`answers`); `answer_calculator` with a calculator at hand
     distinct*, self_bleu       diversity of the samples: different n-grams over all, and BLEU against one another
 Samples are drawn where there is a teacher. Texts are scored by all measures: which one means something depends on
 the data.
@@ -20,18 +24,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
-import jax
 import numpy as np
 from numpy.typing import NDArray
 
-from attar.distill.batches import Batch, Buckets, choose_buckets
+from attar.distill.batches import Buckets, choose_buckets
 from attar.distill.bootstrap import Interval, figure_interval
 from attar.distill.data import DataSet, Example
-from attar.distill.example_results import PERPLEXITY, ExampleResult, collect_results, figures
-from attar.distill.rollout import sample_batch
-from attar.distill.token_scores import Rows, example_batches, score_examples
+from attar.distill.example_results import PERPLEXITY, ExampleResult, collect_results, figures, has_final_answer
+from attar.distill.jax_answers import Writer
+from attar.distill.token_scores import example_batches, score_examples
 from attar.engine.config import ModelConfig
-from attar.engine.sampling import GREEDY, SamplingParams
+from attar.engine.sampling import SamplingParams
 from attar.engine.tokenizer import Tokenizer
 from attar.engine.transformer import Params
 
@@ -106,32 +109,39 @@ def evaluate(
       settings: How to evaluate.
       buckets: Shapes to pad to, such as those already compiled; None chooses two for the data.
     """
-    scores, samples = _score(student, teacher, tokenizer, data, settings, buckets)
-    completions = generate_texts(student, tokenizer, data, settings, buckets)
-    return summarize(data.examples, completions, scores, samples, settings.num_samples)
+    examples, writer = data.examples, _writer(student, tokenizer, settings)
+    scores, samples = _score(student, teacher, writer, data, settings, buckets)
+    answers = writer.answer(examples, asked_examples(examples), buckets or choose_buckets(data, 2, 1))
+    final = [i for i in answers if has_final_answer(examples[i].reference)]
+    assisted = writer.answer_with_calculator([examples[i] for i in final], [answers[i] for i in final])
+    assisted_by_index = stripped(dict(zip(final, assisted, strict=True)))
+    return summarize(examples, stripped(answers), scores, samples, settings.num_samples, assisted_by_index)
 
 
 def summarize(
     examples: Sequence[Example],
-    completions: Sequence[str],
+    completions: Mapping[int, str],
     scores: Mapping[str, NDArray[np.float64]],
-    samples: Sequence[str],
+    samples: Mapping[int, str],
     num_samples: int,
+    assisted: Mapping[int, str],
 ) -> Evaluation:
     """The evaluation that scores and texts amount to.
 
     Args:
       examples: E examples.
-      completions: E greedy answers.
+      completions: Greedy answers by the example's index.
       scores: By name one array for the first examples, at most E; NaN where one was not measured.
-      samples: Drawn answers of the first examples.
+      samples: Drawn answers by the example's index.
       num_samples: Completions kept to be shown.
+      assisted: Greedy answers with a calculator by the example's index.
     """
     padded = {name: np.concatenate([v, np.full(len(examples) - len(v), np.nan)]) for name, v in scores.items()}
-    results = collect_results(examples, completions, padded, samples)
+    answers = [completions.get(i, "") for i in range(len(examples))]
+    results = collect_results(examples, answers, padded, samples, assisted)
     intervals = {name: figure_interval(figure) for name, figure in figures(results).items()}
     perplexity = intervals.pop(PERPLEXITY, None)
-    shown = zip(examples[:num_samples], completions[:num_samples], strict=True)
+    shown = [(examples[i], text) for i, text in sorted(completions.items())[:num_samples]]
     return Evaluation(
         intervals,
         1.0 if perplexity is None else perplexity.mean,
@@ -143,12 +153,12 @@ def summarize(
 def _score(
     student: Network,
     teacher: Network | None,
-    tokenizer: Tokenizer,
+    writer: Writer,
     data: DataSet,
     settings: EvalSettings,
     buckets: Buckets | None,
-) -> tuple[dict[str, NDArray[np.float64]], list[str]]:
-    """Scores per example by name, those on samples included, and the samples."""
+) -> tuple[dict[str, NDArray[np.float64]], dict[int, str]]:
+    """Scores per example by name, those on samples included, and the samples by the example's index."""
     examples = data.examples[: settings.scored_examples]
     # A batch is filled with copies of its rows, so few examples are not spread over many large ones.
     batch_size = min(settings.batch_size, len(examples))
@@ -156,16 +166,16 @@ def _score(
     given = list(example_batches(examples, batch_size, shapes))
     on_data = score_examples(student, teacher, given, len(examples)).means()
     scores = {name if name == "nll" else f"{name}_data": values for name, values in on_data.items()}
-    if teacher is None:
-        return scores, []
-    drawn = [
-        (_complete(student, tokenizer, batch, settings, SamplingParams(), i), rows)
-        for i, (batch, rows) in enumerate(given)
-    ]
+    asked = asked_examples(examples)
+    if teacher is None or not asked:
+        return scores, {}
+    batches = example_batches(examples, batch_size, shapes, asked)
+    drawn = [(writer.complete(batch, SamplingParams(), i), rows) for i, (batch, rows) in enumerate(batches)]
     on_samples = score_examples(student, teacher, drawn, len(examples))
     scores |= {f"{name}_samples": values for name, values in on_samples.means().items() if name != "nll"}
-    scores["kl_student_teacher_sequence"] = on_samples.sums["kl_student_teacher"]
-    return scores, _decode(tokenizer, drawn, len(examples))
+    unmeasured = np.where(on_samples.lengths > 0, 0.0, np.nan)  # a window of text has no sample
+    scores["kl_student_teacher_sequence"] = on_samples.sums["kl_student_teacher"] + unmeasured
+    return scores, stripped(writer.decode(drawn))
 
 
 def generate_texts(
@@ -175,33 +185,21 @@ def generate_texts(
     settings: EvalSettings,
     buckets: Buckets | None = None,
 ) -> list[str]:
-    """Greedy completions of a JAX model, one per example; arguments as in `evaluate`."""
-    shapes = buckets or choose_buckets(data, 2, 1)
-    answers = [
-        (_complete(model, tokenizer, batch, settings, GREEDY, 0), rows)
-        for batch, rows in example_batches(data.examples, settings.batch_size, shapes)
-    ]
-    return _decode(tokenizer, answers, len(data.examples))
+    """Greedy completions of a JAX model, one per prompt; arguments as in `evaluate`."""
+    writer = _writer(model, tokenizer, settings)
+    answers = writer.answer(data.examples, asked_examples(data.examples), buckets or choose_buckets(data, 2, 1))
+    return [text for _, text in sorted(stripped(answers).items())]
 
 
-def _decode(tokenizer: Tokenizer, answers: Sequence[tuple[Batch, Rows]], num_examples: int) -> list[str]:
-    texts = [""] * num_examples
-    for batch, rows in answers:
-        tokens, lengths = np.asarray(batch.completions), np.asarray(batch.completion_lengths)
-        for i, row in enumerate(rows):
-            texts[row] = tokenizer.decode(tokens[i, : lengths[i]].tolist()).strip()
-    return texts
+def asked_examples(examples: Sequence[Example]) -> list[int]:
+    """Indices of the examples that are prompts, and not windows of text."""
+    return [i for i, example in enumerate(examples) if example.text_size is None]
 
 
-def _complete(
-    model: Network, tokenizer: Tokenizer, batch: Batch, settings: EvalSettings, sampling: SamplingParams, index: int
-) -> Batch:
-    return sample_batch(
-        model.params,
-        model.config,
-        batch,
-        max_new_tokens=settings.max_new_tokens,
-        sampling=sampling,
-        eos_token_ids=tokenizer.eos_token_ids,
-        key=jax.random.fold_in(jax.random.key(settings.seed), index),
-    )
+def stripped(texts: Mapping[int, str]) -> dict[int, str]:
+    """Texts without the blanks at their ends."""
+    return {i: text.strip() for i, text in texts.items()}
+
+
+def _writer(model: Network, tokenizer: Tokenizer, settings: EvalSettings) -> Writer:
+    return Writer(*model, tokenizer, settings.batch_size, settings.max_new_tokens, settings.seed)

@@ -17,8 +17,10 @@ from jaxtyping import Array, Float
 from numpy.typing import NDArray
 
 from attar.distill.batches import Batch, choose_bounds, pad_batch, round_up
+from attar.distill.calculator_decoding import answer_with_calculator
 from attar.distill.data import DataSet, Example
-from attar.distill.evaluate import EvalSettings, Evaluation, Network, summarize
+from attar.distill.evaluate import EvalSettings, Evaluation, Network, asked_examples, summarize
+from attar.distill.example_results import has_final_answer
 from attar.distill.losses import completion_mask
 from attar.distill.projected_loss import projected_sums
 from attar.distill.step import completion_heads
@@ -51,26 +53,48 @@ def evaluate_session(
     """
     sampled = data.examples[: settings.scored_examples]
     against = None if teacher is None else _Teacher(teacher, choose_bounds([len(e.prompt) for e in sampled], 1))
+    width = max(len(example.completion) for example in data.examples)
+    ends = tokenizer.eos_token_ids
     rows: list[dict[str, float]] = []
-    completions: list[str] = []
+    completions: dict[int, str] = {}
+    assisted: dict[int, str] = {}
     for index, example in enumerate(data.examples):
         session.rewind(0)
         first = np.array(session.prefill(example.prompt.tolist()))
         if index < len(sampled):
-            rows.append(_score_given(session, against, first, example, data.limits.completion_tokens))
+            rows.append(_score_given(session, against, first, example, width))
             session.rewind(len(example.prompt))
-        answer = _continue_greedily(session, first, settings.max_new_tokens, tokenizer.eos_token_ids)
-        completions.append(tokenizer.decode(answer).strip())
-        on_example(len(completions))
-    samples: list[str] = []
+        if example.text_size is None:
+            answer = tokenizer.decode(_continue_greedily(session, first, settings.max_new_tokens, ends))
+            completions[index] = answer.strip()
+            if has_final_answer(example.reference):
+                assisted[index] = _with_calculator(session, tokenizer, example, answer, settings)
+        on_example(index + 1)
+    samples: dict[int, str] = {}
     if against is not None:
         rng = np.random.default_rng(settings.seed)
-        for row, example in zip(rows, sampled, strict=True):
-            samples.append(_score_sample(session, against, tokenizer, example, settings, rng, row))
-            on_example(len(completions) + len(samples))
+        for index in asked_examples(sampled):
+            samples[index] = _score_sample(session, against, tokenizer, sampled[index], settings, rng, rows[index])
+            on_example(len(data.examples) + len(samples))
     names = dict.fromkeys(name for row in rows for name in row)
     scores = {name: np.array([row.get(name, np.nan) for row in rows]) for name in names}
-    return summarize(data.examples, completions, scores, samples, settings.num_samples)
+    return summarize(data.examples, completions, scores, samples, settings.num_samples, assisted)
+
+
+def _with_calculator(
+    session: Session, tokenizer: Tokenizer, example: Example, answer: str, settings: EvalSettings
+) -> str:
+    """The greedy answer as it is with a calculator at hand."""
+
+    def go_on(_: Sequence[int], begun: Sequence[str]) -> list[str]:
+        head = tokenizer.encode(begun[0])
+        left = min(settings.max_new_tokens - len(head), session.context_length - len(example.prompt) - len(head))
+        if left < 1:
+            return [""]
+        prompt = [*example.prompt.tolist(), *head]
+        return [tokenizer.decode(generate_with_session(session, prompt, left, tokenizer.eos_token_ids))]
+
+    return answer_with_calculator([answer], go_on)[0].strip()
 
 
 def generate_with_session(

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 _CURVES = {
     "kl": ("Divergence on held-out prompts, nats per token", ("kl_student_teacher_samples", "kl_teacher_student_data")),
     "nll": ("Held-out negative log-likelihood, nats per token", ("nll",)),
+    "bits": ("Held-out text, bits per byte", ("bits_per_byte",)),
+    "answers": ("Final answers that are right", ("answer", "answer_calculator", "chain")),
     "rouge": ("ROUGE F-measure of greedy completions", ("rouge1", "rouge2", "rougeL")),
 }
 _STYLE = """

@@ -62,11 +62,20 @@ def score_examples(
     return TokenScores(sums, lengths)
 
 
-def example_batches(examples: Sequence[Example], batch_size: int, buckets: Buckets) -> Iterator[tuple[Batch, Rows]]:
-    """Batches of one shape per prompt bucket with the examples' indices; short ones are filled with copies of a row."""
+def example_batches(
+    examples: Sequence[Example], batch_size: int, buckets: Buckets, members: Sequence[int] | None = None
+) -> Iterator[tuple[Batch, Rows]]:
+    """Batches of one shape per prompt bucket with the examples' indices; short ones are filled with copies of a row.
+
+    Args:
+      examples: E examples.
+      batch_size: Rows of a batch.
+      buckets: Shapes.
+      members: Indices of the examples to take; None takes all.
+    """
     by_bucket: dict[int, list[int]] = {}
-    for index, example in enumerate(examples):
-        by_bucket.setdefault(round_up(len(example.prompt), buckets.prompt), []).append(index)
+    for index in range(len(examples)) if members is None else members:
+        by_bucket.setdefault(round_up(len(examples[index].prompt), buckets.prompt), []).append(index)
     for prompt_tokens, members in sorted(by_bucket.items()):
         for start in range(0, len(members), batch_size):
             rows = members[start : start + batch_size]

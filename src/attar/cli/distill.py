@@ -269,6 +269,10 @@ class RunDisplay:
         parts = [f"perplexity {evaluation.perplexity:.2f}"]
         if "kl_student_teacher_samples" in scores:
             parts.append(f"KL to teacher on own samples {scores['kl_student_teacher_samples']:.3f}")
-        if "rougeL" in scores:
+        if "bits_per_byte" in scores:
+            parts.append(f"{scores['bits_per_byte']:.3f} bits per byte")
+        if "answer" in scores:
+            parts.append(f"right answers {scores['answer']:.1%}, with calculator {scores['answer_calculator']:.1%}")
+        elif "rougeL" in scores:
             parts.append(f"ROUGE-L {100 * scores['rougeL']:.1f}")
         self._bar.console.print(f"step {step}: {', '.join(parts)}")

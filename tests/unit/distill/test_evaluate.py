@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from attar.distill.data import DataSet, Limits, load_examples
+from attar.distill.data import DataSet, Limits, Windows, load_examples
 from attar.distill.evaluate import EvalSettings, Network, evaluate
 from attar.distill.evaluate_device import evaluate_session, generate_with_session
+from attar.distill.jax_answers import Writer
 from attar.distill.token_scores import compare_logits
 from attar.engine.config import ModelConfig
 from attar.engine.tokenizer import Tokenizer
@@ -143,6 +144,71 @@ def test_results_hold_each_example(student: Network, teacher: Network, tokenizer
     assert [name for name in results[4].scores if "kl" in name or "agreement" in name or name == "nll"] == []
     nll = np.mean([result.scores["nll"] for result in results[:3]])
     assert evaluation.scores["nll"].mean == pytest.approx(nll)
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory, tokenizer: Tokenizer) -> DataSet:
+    """Forty bytes in windows of sixteen tokens, of which eight are context."""
+    path = tmp_path_factory.mktemp("text") / "d.txt"
+    path.write_text("Words of a text that none has asked for.")
+    return load_examples(path, tokenizer, Limits(4, 4, windows=Windows(16, 8, ended=False)))
+
+
+def test_text_is_scored_in_windows_and_not_answered(
+    student: Network, teacher: Network, tokenizer: Tokenizer, text: DataSet
+) -> None:
+    evaluation = evaluate(student, teacher, tokenizer, text, SETTINGS)
+    nats = 0.0
+    for example in text.examples:
+        tokens = [*example.prompt.tolist(), *example.completion.tolist()]
+        log_q = log_softmax(all_logits(student, tokens))[len(example.prompt) - 1 : -1]
+        nats -= log_q[np.arange(len(log_q)), example.completion].sum()
+    assert evaluation.scores["bits_per_byte"].mean == pytest.approx(nats / np.log(2) / 40, rel=1e-5)
+    assert evaluation.scores["word_perplexity"].mean == pytest.approx(np.exp(nats / 9), rel=1e-4)
+    assert evaluation.perplexity == pytest.approx(np.exp(nats / 40), rel=1e-5)  # bytes are tokens here
+    assert evaluation.scores["kl_student_teacher_data"].mean > 0.1
+    assert not {"rougeL", "bleu", "kl_student_teacher_samples"} & set(evaluation.scores)
+    assert (evaluation.samples, evaluation.results[0].sample) == ((), None)
+    through = evaluate_session(ForwardSession(student), teacher, tokenizer, text, SETTINGS)
+    assert set(through.scores) == set(evaluation.scores)
+    for name, score in through.scores.items():
+        assert score.mean == pytest.approx(evaluation.scores[name].mean, rel=1e-4)
+
+
+def test_prompts_beside_text_are_answered(
+    student: Network, teacher: Network, tokenizer: Tokenizer, text: DataSet, data: DataSet
+) -> None:
+    both = dataclasses.replace(data, examples=(*text.examples[:2], *data.examples))
+    found = evaluate(student, teacher, tokenizer, both, SETTINGS)
+    alone = evaluate(student, teacher, tokenizer, data, SETTINGS)
+    assert [result.completion for result in found.results[2:]] == [result.completion for result in alone.results]
+    assert [sample.prompt for sample in found.samples] == ["copy abc:", "copy xyz:"]
+    assert found.scores["rougeL"].mean == pytest.approx(alone.scores["rougeL"].mean)
+    assert [result.sample is None for result in found.results] == [True] * 2 + [False] * 5
+
+
+def test_final_answers_are_checked_with_and_without_a_calculator(
+    student: Network, tokenizer: Tokenizer, data: DataSet
+) -> None:
+    asked = [dataclasses.replace(example, reference="2*3 = <<2*3=6>>6\n#### 6") for example in data.examples[:2]]
+    problems = dataclasses.replace(data, examples=(*asked, *data.examples[2:]))
+    direct = evaluate(student, None, tokenizer, problems, SETTINGS)
+    assert {"answer", "chain", "answer_calculator"} <= set(direct.scores)
+    assert [result.assisted is None for result in direct.results] == [False, False, True, True, True]
+    through = evaluate_session(ForwardSession(student), None, tokenizer, problems, SETTINGS)
+    assert [r.assisted for r in through.results] == [r.assisted for r in direct.results]
+
+
+def test_a_model_goes_on_behind_what_the_calculator_wrote(
+    student: Network, tokenizer: Tokenizer, data: DataSet
+) -> None:
+    writer = Writer(*student, tokenizer, 4, 12)
+    example = data.examples[0]
+    (answer,) = writer.answer_with_calculator([example], ["<<2*3=5>>5"])
+    session = ForwardSession(student)
+    head = tokenizer.encode("<<2*3=6>>")
+    left = generate_with_session(session, [*example.prompt.tolist(), *head], 12 - len(head), tokenizer.eos_token_ids)
+    assert answer == "<<2*3=6>>" + tokenizer.decode(left)
 
 
 def test_agreement_is_equality_of_the_likeliest_tokens() -> None:

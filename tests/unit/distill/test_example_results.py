@@ -8,7 +8,7 @@ from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.metrics.chrf import CHRF
 
 from attar.distill.bootstrap import figure_interval
-from attar.distill.data import Example
+from attar.distill.data import Example, TextSize
 from attar.distill.diversity import distinct, self_bleu
 from attar.distill.example_results import (
     ExampleResult,
@@ -35,7 +35,7 @@ EXAMPLES = [example(line, text, tokens) for line, text, tokens in zip((3, 4, 7),
 
 @pytest.fixture
 def results() -> tuple[ExampleResult, ...]:
-    return collect_results(EXAMPLES, COMPLETIONS, {"nll": np.array([1.0, 3.0, np.nan])}, SAMPLES)
+    return collect_results(EXAMPLES, COMPLETIONS, {"nll": np.array([1.0, 3.0, np.nan])}, dict(enumerate(SAMPLES)), {})
 
 
 def test_keys_tell_turns_of_a_line_apart() -> None:
@@ -50,6 +50,30 @@ def test_each_example_holds_what_was_measured_on_it(results: tuple[ExampleResult
     assert ("nll" in last.scores, last.sample) == (False, None)
 
 
+def test_text_counts_by_bytes_and_words_and_has_no_answer(tmp_path: Path) -> None:
+    window = Example(1, np.array([1], np.int32), np.arange(6, dtype=np.int32), "", "two words", TextSize(9, 2))
+    nll = np.array([0.5, 1.0, 3.0, np.nan])
+    results = collect_results([window, *EXAMPLES], ["no answer", *COMPLETIONS], {"nll": nll}, {}, {})
+    assert (results[0].completion, set(results[0].scores)) == ("", {"nll"})
+    found = {name: figure_interval(figure).mean for name, figure in figures(results).items()}
+    assert found["bits_per_byte"] == pytest.approx(6 * 0.5 / np.log(2) / 9)
+    assert found["word_perplexity"] == pytest.approx(np.exp(6 * 0.5 / 2))
+    assert found["bleu"] == pytest.approx(BLEU().corpus_score(COMPLETIONS, [REFERENCES]).score / 100)
+    write_results(results_path(tmp_path, 1), results)
+    assert read_results(results_path(tmp_path, 1)) == results
+
+
+def test_answers_are_scored_where_the_reference_has_a_final_one() -> None:
+    chain = example(9, "2+2 = <<2+2=4>>4\n#### 4", 3)
+    texts = [*COMPLETIONS, "2+2 = <<2+2=5>>5\n#### 5"]
+    results = collect_results([*EXAMPLES, chain], texts, {}, {}, {3: "2+2 = <<2+2=4>>4\n#### 4"})
+    scores = results[3].scores
+    assert (scores["answer"], scores["chain"], scores["answer_calculator"]) == (0.0, 0.0, 1.0)
+    assert "answer" not in results[0].scores
+    assert (results[0].assisted, results[3].assisted) == (None, "2+2 = <<2+2=4>>4\n#### 4")
+    assert figure_interval(figures(results)["answer_calculator"]).mean == 1.0
+
+
 def test_figures_equal_their_definitions(results: tuple[ExampleResult, ...]) -> None:
     found = {name: figure_interval(figure).mean for name, figure in figures(results).items()}
     assert found["nll"] == 2.0
@@ -62,7 +86,7 @@ def test_figures_equal_their_definitions(results: tuple[ExampleResult, ...]) -> 
 
 
 def test_figures_without_samples_or_scores_are_left_out() -> None:
-    found = figures(collect_results(EXAMPLES, COMPLETIONS, {}, []))
+    found = figures(collect_results(EXAMPLES, COMPLETIONS, {}, {}, {}))
     assert not [name for name in found if "samples" in name or name in ("nll", "perplexity")]
 
 

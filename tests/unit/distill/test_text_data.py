@@ -42,7 +42,9 @@ def test_every_token_but_the_first_counts_once(tmp_path: Path, tokenizer: Tokeni
         assert example.prompt.tolist() == context
         assert len(example.prompt) + len(example.completion) <= tokens
         start += len(example.completion)
-    assert all(example.is_text for example in data.examples)
+    sizes = [example.text_size for example in data.examples if example.text_size]
+    assert sum(size.num_bytes for size in sizes) == len(TEXT.encode())
+    assert sum(size.num_words for size in sizes) == len(TEXT.split())
     assert data.num_texts == len(data.examples)
 
 
