@@ -18,6 +18,7 @@ from attar.distill.methods.pretrain import Pretrain
 from attar.distill.methods.sft import Sft
 from attar.distill.methods.uld import Uld
 from attar.distill.parametrization import Direct, Parametrization
+from attar.distill.progress import SinkName
 from attar.distill.pruning import PruneTarget
 from attar.distill.records import Documents
 from attar.distill.step import ComputeDtype, OptimizerConfig, Schedule
@@ -80,6 +81,7 @@ class TrainConfig:
       eval_data: File to evaluate on, every `eval_every` steps and at the end; None does not evaluate.
       eval_examples: Examples used of it.
       checkpoint_every: Steps between checkpoints; `keep_checkpoints` of them are kept.
+      log: Where else the metrics go while the run goes on; see `log_sinks`.
       seed: Of initial weights, data order, λ's draws and sampling.
     """
 
@@ -135,6 +137,7 @@ class TrainConfig:
     eval_examples: int = 64
     checkpoint_every: int = 100
     keep_checkpoints: int = 2
+    log: tuple[SinkName, ...] = ()
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -214,7 +217,7 @@ class TrainConfig:
         unknown = sorted(set(raw) - known)
         if unknown:
             raise ValueError(f"training configuration has unknown keys: {', '.join(unknown)}")
-        lists = ("data", "data_weights", "student_layers", "lora_targets")  # which are tuples here
+        lists = ("data", "data_weights", "log", "student_layers", "lora_targets")  # which are tuples here
         values = {**raw, **{name: tuple(raw[name]) for name in lists if isinstance(raw.get(name), list)}}
         prune = raw.get("student_prune")
         return cls(**{**values, "student_prune": prune and PruneTarget(**prune)})
@@ -278,6 +281,9 @@ def _check_data(config: TrainConfig) -> None:
         raise ValueError(f"there must be one of data_weights per entry of data, got {len(weights)} for {config.data}")
     if weights is not None and not all(0 < weight < float("inf") for weight in weights):
         raise ValueError(f"data_weights must be positive, got {weights}")
+    unknown = [name for name in config.log if name not in get_args(SinkName)]
+    if unknown:
+        raise ValueError(f"log must name {' or '.join(get_args(SinkName))}, got {', '.join(unknown)}")
     if config.max_tokens is not None and config.max_tokens < 2:
         raise ValueError(f"max_tokens must be at least 2, got {config.max_tokens}")
     if config.pack_tokens is not None and not config.pack:

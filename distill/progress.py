@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 from attar.distill.evaluate import Evaluation
+
+SinkName = Literal["tensorboard", "wandb"]
+"""Where else a run's metrics can go; see `log_sinks`."""
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ from attar.distill.data import DataSet
 from attar.distill.evaluate import EvalSettings, Evaluation, Network, evaluate
 from attar.distill.example_results import results_path, write_results
 from attar.distill.initial_student import INITIAL, pruned_student
+from attar.distill.log_sinks import MetricsFollower, Several
 from attar.distill.methods.method import Method
 from attar.distill.methods.uld import Uld
 from attar.distill.models import RunModels, load_models
@@ -58,7 +59,7 @@ from attar.engine.transformer import Params
 
 # Paths may change between start and resumption, since the content behind them is compared by hash.
 CHANGEABLE = frozenset(
-    {"data", "eval_data", "teacher", "targets", "student", "checkpoint_every", "keep_checkpoints", "versions"}
+    {"data", "eval_data", "teacher", "targets", "student", "checkpoint_every", "keep_checkpoints", "log", "versions"}
 )
 
 _COIN = 1  # tells the λ draws' random numbers from others made of (seed, step)
@@ -93,8 +94,8 @@ def train(config: TrainConfig, run_dir: Path, callback: Callback | None = None) 
       DataError: If the data cannot be used.
       CheckpointError: If a model cannot be read.
     """
-    with open_run(run_dir):
-        return _prepare(config, run_dir, callback or Silent()).finish()
+    with open_run(run_dir), MetricsFollower(run_dir, config.log) as follower:
+        return _prepare(config, run_dir, Several(follower, callback or Silent())).finish()
 
 
 def _prepare(config: TrainConfig, run_dir: Path, callback: Callback) -> _Run:

@@ -19,7 +19,7 @@ from attar.cli._tables import evaluation_table
 from attar.distill.config import MethodName, TrainConfig
 from attar.distill.divergences import DivergenceName
 from attar.distill.evaluate import Evaluation
-from attar.distill.progress import StepReport
+from attar.distill.progress import SinkName, StepReport
 from attar.distill.records import Documents
 from attar.distill.step import ComputeDtype
 from attar.distill.trainer import train
@@ -94,6 +94,7 @@ _DIVERGENCE_ONLY = {"beta": ("jsd",), "skew": ("skew_kl", "skew_reverse_kl")}
 @click.option("--checkpoint-every", type=_POSITIVE, default=100, show_default=True)
 @click.option("--remat", is_flag=True, help="Recompute activations: less memory, more time.")
 @click.option("--compute-dtype", type=click.Choice(get_args(ComputeDtype)), default="float32", show_default=True)
+@click.option("--log", multiple=True, type=click.Choice(get_args(SinkName)), help="Show metrics there too; repeatable.")
 @click.option("--seed", type=int, default=0, show_default=True)
 def command(
     data: tuple[str, ...], mix: tuple[tuple[str, float], ...], run_dir: Path, eval_data: Path | None, **options: Any

@@ -100,8 +100,10 @@ def test_a_packed_run_on_text_and_pairs(tmp_path: Path, settings: dict[str, Any]
         max_tokens=24,
         pack=True,
         pack_tokens=32,
+        log=("tensorboard",),
     )
     train(config, tmp_path / "run")
+    assert [path.name[:6] for path in (tmp_path / "run" / "tensorboard").iterdir()] == ["events"]
     steps = [line for line in read_metrics(tmp_path / "run" / "metrics.jsonl") if line["kind"] == "train"]
     assert all(0.6 < line["row_utilization"] <= 1.0 for line in steps)
     assert all(line["completion_tokens"] > 20 for line in steps)
@@ -127,6 +129,7 @@ def test_what_plain_text_cannot_do_is_refused(tmp_path: Path, settings: dict[str
         ({"data_weights": (0.0,)}, "data_weights must be positive"),
         ({"max_tokens": 1}, "max_tokens must be at least 2"),
         ({"pack_tokens": 64}, "pack_tokens is the length of packed rows"),
+        ({"log": ("tensorbord",)}, "log must name tensorboard or wandb, got tensorbord"),
         ({"documents": "page"}, "documents must be one of file, blank-line"),
         ({"pack": True, "method": "gkd"}, r"samples of the student are not packed, and lambda is 0\.5"),
     ],
