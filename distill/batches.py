@@ -22,6 +22,7 @@ from jaxtyping import Array, Int
 from numpy.typing import NDArray
 
 from attar.distill.data import DataError, DataSet, Example
+from attar.distill.examples import example_lengths
 from attar.distill.mixture import Mixture
 from attar.distill.policy_gradient import PolicyLabels
 from attar.distill.stored_targets import DrawnTargets, TopTargets
@@ -86,7 +87,7 @@ class PlannedBatch(NamedTuple):
 
 
 def choose_bounds(
-    lengths: Sequence[int], num_buckets: int, largest: int | None = None, multiple: int = 8
+    lengths: Sequence[int] | NDArray[np.int64], num_buckets: int, largest: int | None = None, multiple: int = 8
 ) -> tuple[int, ...]:
     """At most `num_buckets` lengths for which the total padding is least.
 
@@ -100,7 +101,7 @@ def choose_bounds(
     Raises:
       ValueError: If there are no lengths or `num_buckets` is below 1.
     """
-    if not lengths or num_buckets < 1:
+    if len(lengths) == 0 or num_buckets < 1:
         raise ValueError(f"num_buckets and the number of lengths must be at least 1, got {num_buckets}, {len(lengths)}")
     rounded = np.maximum(-(-np.asarray(lengths) // multiple), 1) * multiple
     rounded = rounded if largest is None else np.minimum(rounded, largest)
@@ -126,11 +127,10 @@ def choose_buckets(data: DataSet, num_prompt_buckets: int, num_completion_bucket
 
     Windows of text may be longer than these limits; then they are the bound.
     """
-    prompts = [len(example.prompt) for example in data.examples]
-    completions = [len(example.completion) for example in data.examples]
+    prompts, completions = example_lengths(data.examples).T
     return Buckets(
-        choose_bounds(prompts, num_prompt_buckets, max(data.limits.prompt_tokens, *prompts)),
-        choose_bounds(completions, num_completion_buckets, max(data.limits.completion_tokens, *completions)),
+        choose_bounds(prompts, num_prompt_buckets, max(data.limits.prompt_tokens, int(prompts.max()))),
+        choose_bounds(completions, num_completion_buckets, max(data.limits.completion_tokens, int(completions.max()))),
     )
 
 
@@ -161,7 +161,9 @@ class BatchStream:
         if len(examples) < batch_size:
             raise DataError(f"batch_size must be at most the number of examples, got {batch_size} and {len(examples)}")
         self._examples = examples
-        self._shapes = [_bucket_shape(example, buckets) for example in examples]
+        lengths = example_lengths(examples)
+        sides = (_round_up(lengths[:, 0], buckets.prompt), _round_up(lengths[:, 1], buckets.completion))
+        self._shapes = np.stack(sides, axis=1)
         self._mixture = mixture
         self._batch_size = batch_size
         self._seed = seed
@@ -193,7 +195,7 @@ class BatchStream:
     def _plan_stretch(self, stretch: int) -> list[PlannedBatch]:
         draws = self._stretch_batches * self._batch_size
         drawn = self._mixture.draws(stretch * draws, (stretch + 1) * draws)
-        shapes = {index: self._shapes[index] for index in drawn}
+        shapes = {index: (int(self._shapes[index, 0]), int(self._shapes[index, 1])) for index in drawn}
         return plan_batches(drawn, shapes, self._batch_size, np.random.default_rng([self._seed, _BATCHES, stretch]))
 
 
@@ -229,8 +231,10 @@ def pad_batch(rows: Sequence[Example], prompt_tokens: int, completion_tokens: in
     return Batch(prompts, prompt_lengths, completions, np.array([len(row.completion) for row in rows], np.int32))
 
 
-def _bucket_shape(example: Example, buckets: Buckets) -> tuple[int, int]:
-    return round_up(len(example.prompt), buckets.prompt), round_up(len(example.completion), buckets.completion)
+def _round_up(lengths: NDArray[np.int64], bounds: tuple[int, ...]) -> NDArray[np.int32]:
+    """`round_up` of each length."""
+    round_up(int(lengths.max()), bounds)
+    return np.asarray(bounds, np.int32)[np.searchsorted(bounds, lengths)]
 
 
 def round_up(length: int, bounds: tuple[int, ...]) -> int:

@@ -14,20 +14,23 @@ The first token is the beginning of sequence where the model's tokenizer puts on
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
+from attar.distill.examples import Example, StoredExamples, TextSize, count_texts
 from attar.distill.records import DataError, Documents, Message, Record, file_sha256, find_files, read_records
 from attar.engine.chat_template import ChatTemplateError, render_chat
 from attar.engine.tokenizer import Tokenizer
 
 __all__ = ["DataError", "DataFile", "DataSet", "Example", "Limits", "PromptFormat", "load_examples", "load_mixture"]
+
+STORED_BYTES = 1 << 28
+"""Files of more bytes together have their examples kept on the disk (`StoredExamples`)."""
 
 PromptFormat = Literal["auto", "chat", "plain"]
 """`chat` renders prompts through the model's chat template, `plain` takes them as they are, and `auto` is `chat`
@@ -35,34 +38,6 @@ where the model has a template and `plain` elsewhere."""
 
 TEXT_WINDOW = 512
 """Tokens of a window of text where nothing else is asked for: most of what a small model learns of context."""
-
-
-class TextSize(NamedTuple):
-    """Size of a piece of text in UTF-8 bytes and in words parted by blanks; a word counts where it begins."""
-
-    num_bytes: int
-    num_words: int
-
-
-@dataclass(frozen=True)
-class Example:
-    """One prompt and its completion as token ids.
-
-    Attributes:
-      line: Line of the file, from 1.
-      prompt: int32 [P], at least one token; of a window of text its context.
-      completion: int32 [N], its last token an end of sequence unless it was cut; empty where the data has none.
-      prompt_text: The prompt as the model reads it.
-      reference: The completion's own text, without template parts.
-      text_size: Of the text that a window of plain text counts; None where the example is a prompt that is answered.
-    """
-
-    line: int
-    prompt: NDArray[np.int32]
-    completion: NDArray[np.int32]
-    prompt_text: str
-    reference: str
-    text_size: TextSize | None = None
 
 
 @dataclass(frozen=True)
@@ -123,7 +98,7 @@ class DataSet:
       weights: Of each file's examples in a mixture, as they were asked for; None mixes by size.
     """
 
-    examples: tuple[Example, ...]
+    examples: Sequence[Example]
     limits: Limits
     num_cut: int
     sha256: str
@@ -133,7 +108,7 @@ class DataSet:
     @property
     def num_texts(self) -> int:
         """Examples that are windows of plain text."""
-        return sum(example.text_size is not None for example in self.examples)
+        return count_texts(self.examples)
 
 
 def load_examples(
@@ -159,11 +134,9 @@ def load_examples(
     """
     sha256 = file_sha256(path)
     encoder = _Encoder(path, tokenizer, limits, prompt_format)
-    encoded = (example for record in read_records(path, documents) for example in encoder.encode(record))
-    examples = tuple(islice(encoded, max_examples))
+    examples = tuple(islice(encoder.encode_all(read_records(path, documents)), max_examples))
     if not examples:
-        expected = "text" if path.suffix == ".txt" else "one JSON object a line"
-        raise DataError(f"{path}: holds no examples; expected {expected}")
+        raise DataError(_empty(path))
     return DataSet(examples, limits, encoder.num_cut, sha256, (DataFile(sha256, len(examples)),))
 
 
@@ -175,7 +148,7 @@ def load_mixture(
     prompt_format: PromptFormat = "auto",
     documents: Documents = "file",
 ) -> DataSet:
-    """Reads all files that paths and glob patterns name.
+    """Reads all files that paths and glob patterns name; examples of more than `STORED_BYTES` are kept on the disk.
 
     Args:
       patterns: Paths or glob patterns.
@@ -186,26 +159,33 @@ def load_mixture(
       DataError: As `load_examples`, or if a pattern names no file.
     """
     files_of = [find_files([pattern]) for pattern in patterns]
-    parts = [[load_examples(f, tokenizer, limits, prompt_format, None, documents) for f in files] for files in files_of]
-    read = [data for part in parts for data in part]
-    hashes = [data.sha256 for data in read]
+    paths = [path for files in files_of for path in files]
+    examples = StoredExamples() if sum(path.stat().st_size for path in paths) > STORED_BYTES else list[Example]()
+    read: list[DataFile] = []
+    num_cut = 0
+    for path in paths:
+        encoder, before, sha256 = _Encoder(path, tokenizer, limits, prompt_format), len(examples), file_sha256(path)
+        examples.extend(encoder.encode_all(read_records(path, documents)))
+        if len(examples) == before:
+            raise DataError(_empty(path))
+        read.append(DataFile(sha256, len(examples) - before))
+        num_cut += encoder.num_cut
+    hashes = [file.sha256 for file in read]
     sha256 = hashes[0] if len(hashes) == 1 else hashlib.sha256("\n".join(hashes).encode()).hexdigest()
-    return DataSet(
-        tuple(example for data in read for example in data.examples),
-        limits,
-        sum(data.num_cut for data in read),
-        sha256,
-        tuple(file for data in read for file in data.files),
-        None if weights is None else _file_weights(parts, weights),
-    )
+    shares = None if weights is None else _file_weights([len(files) for files in files_of], read, weights)
+    kept = examples if isinstance(examples, StoredExamples) else tuple(examples)
+    return DataSet(kept, limits, num_cut, sha256, tuple(read), shares)
 
 
-def _file_weights(parts: Sequence[Sequence[DataSet]], weights: Sequence[float]) -> tuple[float, ...]:
+def _file_weights(files_of: Sequence[int], read: Sequence[DataFile], weights: Sequence[float]) -> tuple[float, ...]:
     """The weight of each file: its pattern's, divided among the pattern's files by their examples."""
-    sizes = [[len(data.examples) for data in part] for part in parts]
-    return tuple(
-        weight * size / sum(of_part) for weight, of_part in zip(weights, sizes, strict=True) for size in of_part
-    )
+    rest = iter(read)
+    parts = [[file.num_examples for file in islice(rest, count)] for count in files_of]
+    return tuple(weight * size / sum(part) for weight, part in zip(weights, parts, strict=True) for size in part)
+
+
+def _empty(path: Path) -> str:
+    return f"{path}: holds no examples; expected {'text' if path.suffix == '.txt' else 'one JSON object a line'}"
 
 
 class _Encoder:
@@ -220,6 +200,10 @@ class _Encoder:
         self._limits = limits
         self._chat = prompt_format != "plain" and tokenizer.chat_template is not None
         self.num_cut = 0
+
+    def encode_all(self, records: Iterable[Record]) -> Iterator[Example]:
+        for record in records:
+            yield from self.encode(record)
 
     def encode(self, record: Record) -> Iterator[Example]:
         if record.text is not None:

@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 
 from attar.distill.answers import answers_correct, chains_correct, final_answer
 from attar.distill.bootstrap import Figure, mean_figure, ratio
-from attar.distill.data import Example, TextSize
 from attar.distill.diversity import distinct_parts, self_bleu
+from attar.distill.examples import Example, TextSize
 from attar.distill.metrics import (
     bleu_counts,
     bleu_of_counts,

@@ -28,6 +28,7 @@ from jaxtyping import Array, Int
 from numpy.typing import NDArray
 
 from attar.distill.data import DataError, Example
+from attar.distill.examples import example_lengths
 from attar.distill.mixture import Mixture
 from attar.distill.stored_targets import DrawnTargets, TopTargets
 
@@ -62,6 +63,12 @@ class PackedBatch(NamedTuple):
 def packed_length(example: Example) -> int:
     """Columns that an example takes; its last token is predicted and not read."""
     return len(example.prompt) + len(example.completion) - 1
+
+
+def packed_lengths(examples: Sequence[Example]) -> NDArray[np.int64]:
+    """`packed_length` of each example, 0 of one without a completion, [E]."""
+    lengths = example_lengths(examples)
+    return np.where(lengths[:, 1] > 0, lengths.sum(axis=1) - 1, 0)
 
 
 def pack_rows(rows: Sequence[Sequence[Example]], num_tokens: int, pad_token_id: int) -> PackedBatch:
@@ -144,7 +151,7 @@ class PackedStream:
         num_tokens: int,
         pad_token_id: int,
     ) -> None:
-        self._lengths = [packed_length(example) if len(example.completion) else 0 for example in examples]
+        self._lengths = packed_lengths(examples).tolist()
         _check_rows(examples, self._lengths, batch_size, num_tokens)
         self._examples = examples
         self._mixture = mixture

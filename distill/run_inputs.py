@@ -14,7 +14,7 @@ from attar.distill.config import TrainConfig
 from attar.distill.data import TEXT_WINDOW, DataError, DataSet, Limits, Windows, load_examples, load_mixture
 from attar.distill.mixture import Mixture
 from attar.distill.models import RunModels, params_fingerprint
-from attar.distill.packing import PackedStream, packed_length
+from attar.distill.packing import PackedStream, packed_lengths
 from attar.distill.rewards import BUILT_IN
 from attar.distill.run_folder import RunError
 from attar.distill.target_folder import TargetFolder, examples_sha256
@@ -73,7 +73,7 @@ def pack_tokens(config: TrainConfig, data: DataSet) -> int | None:
     """Columns of a packed row; None where rows are not packed."""
     if not config.pack:
         return None
-    longest = max(packed_length(example) for example in data.examples)
+    longest = int(packed_lengths(data.examples).max())
     return config.pack_tokens or -(-longest // _PACK_MULTIPLE) * _PACK_MULTIPLE
 
 

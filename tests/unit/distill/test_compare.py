@@ -23,7 +23,7 @@ def write_run(folder: Path, seed: int, lines: range = EIGHT_LINES, step: int = 1
     for line in lines:
         words = [" ".join(rng.choice(WORDS, 6)) for _ in range(2)]
         scores = {"nll": rng.random(), "kl_student_teacher_data": rng.random(), "exact": float(rng.integers(2))}
-        results.append(ExampleResult(str(line), 3 + line, scores, " ".join(WORDS[:6]), *words))
+        results.append(ExampleResult(str(line), 3 + line, scores, " ".join(WORDS[:6]), words[0], words[1]))
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(CONFIG | config))
     metrics = [{"step": 1, "kind": "train", "loss": 1.0}, {"step": step, "kind": "eval", "scores": {}}]

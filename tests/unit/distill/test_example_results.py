@@ -8,7 +8,6 @@ from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.metrics.chrf import CHRF
 
 from attar.distill.bootstrap import figure_interval
-from attar.distill.data import Example, TextSize
 from attar.distill.diversity import distinct, self_bleu
 from attar.distill.example_results import (
     ExampleResult,
@@ -19,6 +18,7 @@ from attar.distill.example_results import (
     results_path,
     write_results,
 )
+from attar.distill.examples import Example, TextSize
 from attar.distill.run_folder import RunError
 
 REFERENCES = ["the cat sat on the mat", "a dog barks at night", "yes"]

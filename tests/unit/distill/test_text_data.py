@@ -1,5 +1,6 @@
 """Plain text as windows that count every token once, and mixtures of files."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import pytest
 
 from attar.distill.config import TrainConfig
 from attar.distill.data import DataError, DataSet, Limits, Windows, load_examples, load_mixture
+from attar.distill.examples import StoredExamples, example_lengths
 from attar.distill.mixture import Mixture
 from attar.distill.run_folder import RunError, read_metrics
 from attar.distill.trainer import train
@@ -60,6 +62,24 @@ def test_a_document_that_is_scored_does_not_end(tmp_path: Path, tokenizer: Token
 def test_windows_that_make_no_sense(lengths: tuple[int, int]) -> None:
     with pytest.raises(ValueError, match="overlap must be at least 1 and below the window"):
         Windows(*lengths)
+
+
+def test_large_data_is_kept_on_the_disk(tmp_path: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    pairs = write_rows(tmp_path / "a.jsonl", [{"prompt": "é" * n, "completion": "x" * n} for n in range(1, 9)])
+    (tmp_path / "b.txt").write_text(TEXT)
+    arguments = [str(pairs), str(tmp_path / "b.txt")], None, tokenizer, Limits(20, 20, windows=Windows(8))
+    held = load_mixture(*arguments)
+    monkeypatch.setattr("attar.distill.data.STORED_BYTES", 0)
+    stored = load_mixture(*arguments)
+    assert isinstance(stored.examples, StoredExamples)
+    assert (stored.files, stored.num_texts, len(stored.examples)) == (held.files, held.num_texts, len(held.examples))
+    for actual, expected in zip(stored.examples, held.examples, strict=True):
+        for field in dataclasses.fields(expected):
+            np.testing.assert_array_equal(getattr(actual, field.name), getattr(expected, field.name))
+    assert stored.examples[-1].reference == stored.examples[3:][-1].reference == held.examples[-1].reference
+    np.testing.assert_array_equal(example_lengths(stored.examples), example_lengths(held.examples))
+    with pytest.raises(IndexError, match="must be below"):
+        stored.examples[len(held.examples)]
 
 
 def test_a_mixture_reads_all_files_and_divides_a_patterns_weight(tmp_path: Path, tokenizer: Tokenizer) -> None:
