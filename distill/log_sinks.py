@@ -10,13 +10,16 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from importlib import import_module
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
 
 from attar.distill.evaluate import Evaluation
-from attar.distill.progress import Callback, SinkName, StepReport
+from attar.distill.progress import Callback, Silent, SinkName, StepReport
 from attar.distill.run_folder import RunError, read_metrics, write_text
 
 _UNLOGGED = ("step", "kind", "normalization", "samples", "scores")  # what is no figure, or is spread over several
@@ -34,7 +37,7 @@ class Sink(Protocol):
         ...
 
 
-class MetricsFollower:
+class MetricsFollower(Silent):
     """The callback that hands each new line of metrics.jsonl to sinks.
 
     Args:
@@ -52,7 +55,8 @@ class MetricsFollower:
         for name in names:
             _require(name)
         # Taken before the run drops the lines that it will write again.
-        self._sent = max((line["step"] for line in read_metrics(self._metrics)), default=-1)
+        known = read_metrics(self._metrics) if names else []
+        self._sent = max((line["step"] for line in known), default=-1)
         self._read = 0  # bytes
         self._sinks: list[Sink] = []
 
@@ -65,9 +69,6 @@ class MetricsFollower:
         for sink in self._sinks:
             sink.close()
 
-    def on_stage(self, stage: str) -> None:
-        """Ignores the stage."""
-
     def on_step(self, report: StepReport) -> None:
         """Hands on the step's line."""
         self._follow()
@@ -77,6 +78,8 @@ class MetricsFollower:
         self._follow()
 
     def _follow(self) -> None:
+        if not self._names:
+            return
         if not self._sinks:
             self._sinks = [_open(name, self._run_dir, self._sent) for name in self._names]
         for line in self._new_lines():
@@ -102,27 +105,45 @@ def line_figures(line: Mapping[str, Any]) -> dict[str, float]:
 
 
 class TensorBoardSink:
-    """Event files in the run's `tensorboard` folder; those of before are written anew."""
+    """Event files in the run's `tensorboard` folder; those of before are written anew.
+
+    Written in the run's own thread: the library's other writer waits forever for a thread that a full disk has ended.
+    """
 
     def __init__(self, run_dir: Path) -> None:
-        from tensorboardX import SummaryWriter
+        from tensorboardX.event_file_writer import EventsWriter
 
-        folder = run_dir / "tensorboard"
-        try:
-            for old in folder.glob("events.*"):
+        # Made at run time, so that type checkers do not know it.
+        self._event_type: Any = import_module("tensorboardX.proto.event_pb2").Event
+        self._folder = run_dir / "tensorboard"
+        with self._refusing():
+            self._folder.mkdir(exist_ok=True)
+            for old in self._folder.glob("events.*"):
                 old.unlink()
-            self._writer = SummaryWriter(str(folder), flush_secs=10)
-        except OSError as error:
-            raise RunError(f"{folder}: cannot be written: {error.strerror}; the last checkpoint is intact") from None
+            self._writer = EventsWriter(str(self._folder / "events"))
 
     def write(self, step: int, figures: Mapping[str, float]) -> None:
-        """Adds one scalar per figure."""
+        """Adds one event with a scalar per figure."""
+        event = self._event_type(wall_time=time.time(), step=step)
         for name, value in figures.items():
-            self._writer.add_scalar(name, value, step)
+            event.summary.value.add(tag=name, simple_value=value)
+        with self._refusing():
+            self._writer.write_event(event)
+            self._writer.flush()
 
     def close(self) -> None:
-        """Writes what is waiting."""
-        self._writer.close()
+        """Closes the file; what a full disk refused was reported when it was written."""
+        with suppress(OSError):
+            self._writer.close()
+
+    @contextmanager
+    def _refusing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise RunError(
+                f"{self._folder}: cannot be written: {error.strerror}; the last checkpoint is intact"
+            ) from None
 
 
 class WandbSink:
@@ -190,6 +211,11 @@ class Several:
         """Passes the stage on."""
         for callback in self._callbacks:
             callback.on_stage(stage)
+
+    def on_note(self, note: str) -> None:
+        """Passes the note on."""
+        for callback in self._callbacks:
+            callback.on_note(note)
 
     def on_step(self, report: StepReport) -> None:
         """Passes the step on."""

@@ -5,24 +5,27 @@ import json
 import struct
 from collections import Counter
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tensorboardX.proto.event_pb2 import Event
-from wandb.proto.wandb_internal_pb2 import Record
 
 from attar.distill.evaluate import Evaluation
 from attar.distill.log_sinks import MetricsFollower, SinkName, line_figures
 from attar.distill.progress import StepReport
 from attar.distill.run_folder import MetricsLog, RunError
 
+# Their messages are made at run time, so that type checkers know none.
+tensorboard_events: Any = import_module("tensorboardX.proto.event_pb2")
+wandb_records: Any = import_module("wandb.proto.wandb_internal_pb2")
+
 REPORT = StepReport(1, 4, 1.0, 1.0, 1.0, False, None, None)
 SCORES = {"rougeL": {"mean": 0.5, "low": 0.25, "high": 0.75}}
 
 
-def train(run: Path, names: tuple[SinkName, ...], first: int, last: int, *, killed: bool = False) -> None:
-    """Steps from `first` to `last`, with an evaluation after every second one; a killed run closes nothing."""
+def train(run: Path, names: tuple[SinkName, ...], first: int, last: int) -> MetricsFollower:
+    """Steps from `first` to `last`, with an evaluation after every second one; a killed run never leaves it."""
     follower = MetricsFollower(run, names)
     with MetricsLog(run / "metrics.jsonl", first - 1 if first > 1 else None) as log:
         if first == 1:
@@ -33,8 +36,7 @@ def train(run: Path, names: tuple[SinkName, ...], first: int, last: int, *, kill
             if step % 2 == 0:
                 log.write(step, {"kind": "eval", "perplexity": float(step), "scores": SCORES, "samples": []})
                 follower.on_evaluation(step, Evaluation({}, 1.0))
-    if not killed:
-        follower.__exit__(None, None, None)
+    return follower
 
 
 @pytest.fixture
@@ -52,7 +54,7 @@ def events(folder: Path) -> dict[str, list[tuple[int, float]]]:
         data, at = path.read_bytes(), 0
         while at < len(data):
             (size,) = struct.unpack_from("<Q", data, at)
-            event = Event.FromString(data[at + 12 : at + 12 + size])
+            event = tensorboard_events.Event.FromString(data[at + 12 : at + 12 + size])
             for value in event.summary.value:
                 found.setdefault(value.tag, []).append((event.step, value.simple_value))
             at += size + 16
@@ -60,8 +62,8 @@ def events(folder: Path) -> dict[str, list[tuple[int, float]]]:
 
 
 def test_tensorboard_holds_every_step_of_a_resumed_run_once(run: Path) -> None:
-    train(run, ("tensorboard",), 1, 5, killed=True)
-    train(run, ("tensorboard",), 4, 8)
+    with train(run, ("tensorboard",), 1, 5), train(run, ("tensorboard",), 4, 8):
+        pass  # the first had closed nothing when the second began
     found = events(run / "tensorboard")
     assert found["train/loss"] == [(step, pytest.approx(1 / step)) for step in range(1, 9)]
     assert found["train/on_policy"][:2] == [(1, 1.0), (2, 0.0)]
@@ -89,7 +91,7 @@ def wandb_steps(run: Path) -> tuple[list[int], set[str]]:
     steps, ids = [], set()
     for path in sorted(run.glob("wandb/offline-run-*/*.wandb")):
         for data in log_records(path):
-            record = Record.FromString(data)
+            record = wandb_records.Record.FromString(data)
             if record.HasField("run"):
                 ids.add(record.run.run_id)
             if record.HasField("history"):
@@ -101,8 +103,9 @@ def wandb_steps(run: Path) -> tuple[list[int], set[str]]:
 @pytest.mark.filterwarnings("default")  # the library's own
 def test_wandb_is_sent_every_step_of_a_resumed_run_once(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
-    train(run, ("wandb",), 1, 5)
-    train(run, ("wandb",), 4, 8)
+    for first, last in ((1, 5), (4, 8)):
+        with train(run, ("wandb",), first, last):
+            pass
     steps, ids = wandb_steps(run)
     assert Counter(steps) == Counter(range(9))
     assert ids == {(run / "wandb-id").read_text()}
