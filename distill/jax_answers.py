@@ -63,7 +63,8 @@ class Writer:
         rest = [""] * len(examples)
         if room < 1:
             return rest
-        rows = [replace(example, prompt=prompt) for example, prompt in zip(examples, prompts, strict=True)]
+        none = np.empty(0, np.int32)
+        rows = [replace(e, prompt=prompt, completion=none) for e, prompt in zip(examples, prompts, strict=True)]
         within = replace(self, max_new_tokens=room)
         for batch, members in example_batches(rows, self.batch_size, Buckets((width,), (1,))):
             drawn = within.complete(batch, GREEDY, 0)

@@ -8,6 +8,7 @@ checkpoints/     see checkpointing
 student/         the trained model (Hugging Face layout), written at the end
 adapter/         where only an adapter was trained: that adapter in PEFT's layout; `student` has it merged
 initial/         the student that training started from, where it is in no other folder
+tensorboard/     event files, and wandb-id, wandb/: where the run logs there too; see log_sinks
 report.html      and plots/*.png, written at the end
 ```
 """

@@ -151,7 +151,8 @@ class _Run:
         self._pace = Pace()
         buckets = choose_buckets(data, config.prompt_buckets, config.completion_buckets)
         self._stream = open_stream(config, models, data, buckets)
-        self._eval_buckets = None if held_out is None else held_out_buckets(buckets, held_out)
+        # Packed rows share no shape with what is evaluated, which then chooses its own.
+        self._eval_buckets = None if held_out is None or config.pack else held_out_buckets(buckets, held_out)
         self._train_step = make_train_step(
             self._student,
             self._teacher.config if self._teacher is not None and self._method.needs_teacher else None,

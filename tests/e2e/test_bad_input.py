@@ -201,6 +201,36 @@ def test_missing_data(tmp_path: Path, teacher: Path) -> None:
     assert "absent.jsonl" in refuse(*distill(teacher, tmp_path / "absent.jsonl", tmp_path / "run"))
 
 
+@pytest.mark.parametrize(
+    ("arguments", "names"),
+    [
+        ((), ("--data DATA", "--mix DATA WEIGHT")),
+        (("--data", "a.jsonl", "--mix", "b.jsonl", 0.5), ("--data DATA", "--mix DATA WEIGHT")),
+        (("--mix", "b.jsonl", 0), ("x>0",)),
+        (("--data", "a.jsonl", "--documents", "blank-line"), ("--documents would do nothing", "*.txt")),
+        (("--data", "a.jsonl", "--pack-tokens", 64), ("--pack-tokens would do nothing", "--pack")),
+        (("--data", "a.jsonl", "--pack", "--prompt-buckets", 2), ("--prompt-buckets would do nothing",)),
+        (("--data", "a.jsonl", "--pack"), ("samples of the student are not packed", "lambda is 0.5")),
+        (("--data", "a.jsonl", "--log", "file"), ("tensorboard", "wandb")),
+    ],
+)
+def test_data_and_its_options(
+    tmp_path: Path, teacher: Path, arguments: tuple[object, ...], names: tuple[str, ...]
+) -> None:
+    options = ["--out", tmp_path / "run", "--teacher", teacher, "--student-layers", "0,2", *arguments]
+    result = CliRunner().invoke(main, ["distill", *map(str, options)])
+    assert result.exit_code == 2, result.output
+    assert all(name in result.stderr for name in names), result.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_options_of_text_where_there_is_none(teacher: Path, data: Path) -> None:
+    for option in ("--stride", "--max-tokens"):
+        result = CliRunner().invoke(main, ["eval", str(teacher), "--data", str(data), option, "4"])
+        assert result.exit_code == 2
+        assert f"{option} would do nothing" in result.stderr
+
+
 def test_vocabularies_that_differ(tmp_path: Path, teacher: Path, data: Path, folder: Path) -> None:
     tokenizer = json.loads((folder / "tokenizer.json").read_text())
     vocab = tokenizer["model"]["vocab"]

@@ -22,26 +22,45 @@ from attar.engine.transformer import init_params
 
 STEPS = 30
 TRAIN = """
+import json
 import sys
 from pathlib import Path
 
 from attar.distill.config import TrainConfig
 from attar.distill.trainer import train
 
-folder, run, steps = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
-data = str(folder / "train.jsonl")
-config = TrainConfig(
-    data=data, eval_data=data, teacher=str(folder / "teacher"), student_layers=(0,), steps=steps, batch_size=4,
-    max_new_tokens=8, prompt_buckets=1, checkpoint_every=3, eval_every=10, eval_examples=4, learning_rate=1e-2,
-    warmup_steps=5,
-)
-train(config, run)
+train(TrainConfig.from_json(json.loads(sys.argv[1])), Path(sys.argv[2]))
 """
+COMMON = {
+    "student_layers": [0],
+    "steps": STEPS,
+    "batch_size": 4,
+    "max_new_tokens": 8,
+    "prompt_buckets": 1,
+    "checkpoint_every": 3,
+    "eval_every": 10,
+    "eval_examples": 4,
+    "learning_rate": 1e-2,
+    "warmup_steps": 5,
+}
+KINDS: dict[str, dict[str, Any]] = {
+    "on-policy": {"data": "train.jsonl"},
+    "packed-mixture": {
+        "data": ["train.jsonl", "*.txt"],
+        "data_weights": [0.4, 0.6],
+        "documents": "blank-line",
+        "method": "pretrain",
+        "pack": True,
+        "pack_tokens": 40,
+        "max_tokens": 24,
+        "log": ["tensorboard"],
+    },
+}
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A two-layer teacher over bytes, and ten lines of data: epochs of two batches."""
+    """A two-layer teacher over bytes, ten lines of data and a little text: epochs of two batches."""
     folder = tmp_path_factory.mktemp("resume")
     tokenizer = tokenizers.Tokenizer(
         models.BPE(
@@ -71,10 +90,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_model(folder / "teacher", shape, {**params, "embed_tokens": params["embed_tokens"] * 5.0}, source, {})
     rows = [{"prompt": f"say {word}:", "completion": word[::-1]} for word in "a bc def gh i jkl mn op qrs t".split()]
     (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "story.txt").write_text("\n\n".join(f"{word} came home. " * 3 for word in "one two three four".split()))
     return folder
 
 
-def start(folder: Path, run: str) -> subprocess.Popen[bytes]:
+def start(folder: Path, kind: str, run: str) -> subprocess.Popen[bytes]:
+    settings = COMMON | KINDS[kind]
+    names = [settings["data"]] if isinstance(settings["data"], str) else settings["data"]
+    settings["data"] = [str(folder / name) for name in names]
+    settings |= {"eval_data": str(folder / "train.jsonl"), "teacher": str(folder / "teacher")}
     # Compiling is most of the time; the cache hands every process the same machine code.
     environment = os.environ | {
         "JAX_COMPILATION_CACHE_DIR": str(folder / "xla-cache"),
@@ -82,7 +106,7 @@ def start(folder: Path, run: str) -> subprocess.Popen[bytes]:
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
     }
     return subprocess.Popen(
-        [sys.executable, "-c", TRAIN, str(folder), str(folder / run), str(STEPS)],
+        [sys.executable, "-c", TRAIN, json.dumps(settings), str(folder / run)],
         env=environment,
         stderr=subprocess.PIPE,
     )
@@ -109,26 +133,28 @@ def deterministic(line: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in line.items() if key != "seconds"}
 
 
-def test_killed_and_resumed_equals_uninterrupted(folder: Path) -> None:
-    finish(start(folder, "whole"))
+@pytest.mark.parametrize("kind", KINDS)
+def test_killed_and_resumed_equals_uninterrupted(folder: Path, kind: str) -> None:
+    finish(start(folder, kind, f"{kind}-whole"))
     rng = random.Random(time.time_ns())
     moments = sorted(rng.sample(range(2, STEPS - 2), 3))
     pauses = [rng.random() * 0.02 for _ in moments]
     note = f"killed {list(zip(moments, pauses, strict=True))} (step, seconds after it)"
-    metrics = folder / "killed" / "metrics.jsonl"
+    metrics = folder / f"{kind}-killed" / "metrics.jsonl"
     for moment, pause in zip(moments, pauses, strict=True):
-        process = start(folder, "killed")
+        process = start(folder, kind, f"{kind}-killed")
         wait_for_step(process, metrics, moment)
         time.sleep(pause)  # lands anywhere: in a step, an evaluation, or while a checkpoint is written
         process.send_signal(signal.SIGKILL)
         process.communicate()
         assert process.returncode == -signal.SIGKILL, note
-    finish(start(folder, "killed"))
+    finish(start(folder, kind, f"{kind}-killed"))
 
-    whole, killed = (folder / run / "student" / "model.safetensors" for run in ("whole", "killed"))
-    assert whole.read_bytes() == killed.read_bytes(), note
+    whole, killed = (folder / f"{kind}-{run}" for run in ("whole", "killed"))
+    weights = Path("student", "model.safetensors")
+    assert (whole / weights).read_bytes() == (killed / weights).read_bytes(), note
     expected, actual = (
-        [deterministic(line) for line in read_metrics(folder / run / "metrics.jsonl")] for run in ("whole", "killed")
+        [deterministic(line) for line in read_metrics(run / "metrics.jsonl")] for run in (whole, killed)
     )
     assert actual == expected, note
-    assert not list((folder / "killed" / "checkpoints").glob(".partial*"))
+    assert not list((killed / "checkpoints").glob(".partial*"))

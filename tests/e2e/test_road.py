@@ -67,6 +67,19 @@ def test_eval_measures_checkpoints_and_files(road: Path, data: Path, teacher: Pa
     assert 0 <= found["scores"]["rougeL"]["mean"] <= 1
 
 
+@pytest.mark.parametrize("name", ["run", "student.gguf"])
+def test_eval_reads_plain_text(road: Path, tmp_path: Path, name: str) -> None:
+    text = "A text of its own. " * 5
+    (tmp_path / "d.txt").write_text(text)
+    found = run_json("eval", road / name, "--data", tmp_path / "d.txt", "--max-tokens", 32, "--stride", 16)
+    scores = found["scores"]
+    bits = scores["bits_per_byte"]["mean"]
+    assert found["perplexity"] == pytest.approx(2**bits)  # bytes are tokens, the first of which is context alone
+    words = len(text.split()) - 1
+    assert scores["word_perplexity"]["mean"] == pytest.approx(2 ** (bits * (len(text) - 1) / words), rel=1e-6)
+    assert "rougeL" not in scores
+
+
 def test_exports_of_one_student_score_alike(road: Path, data: Path) -> None:
     options = ["--data", data, "--max-new-tokens", 8, "--prompt-format", "plain"]
     exact = run_json("eval", road / "run", *options)["perplexity"]

@@ -13,7 +13,7 @@ from attar.cli._plots import plot_runs
 from attar.distill.bootstrap import Difference
 from attar.distill.compare import Comparison, compare_runs, read_run
 
-_LOWER_IS_BETTER = ("nll", "perplexity", "kl_", "self_bleu")
+_LOWER_IS_BETTER = ("nll", "perplexity", "bits_per_byte", "word_perplexity", "kl_", "self_bleu")
 _PLOT_FORMATS = (".png", ".svg", ".pdf")
 
 

@@ -1,6 +1,7 @@
 """Packed rows: what they hold, that every example fits, and that an example's loss is the one it has alone."""
 
 from collections import Counter
+from functools import lru_cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -37,6 +38,7 @@ EXAMPLES = rows(LENGTHS)
 PACKED = [[EXAMPLES[0], EXAMPLES[5]], [EXAMPLES[1], EXAMPLES[2], EXAMPLES[4]], [EXAMPLES[6]], [EXAMPLES[3]]]
 
 
+@lru_cache
 def network(shape: ModelConfig, seed: int) -> Params:
     """Random weights whose distributions are far from uniform."""
     params = init_params(shape, jax.random.key(seed))
@@ -74,16 +76,19 @@ def test_a_row_is_laid_out_as_described() -> None:
     np.testing.assert_array_equal(batch.num_sequences, [2])
 
 
+@partial(jax.jit, static_argnames=("shape", "method"))
+def compiled(
+    params: Params, teacher: Params, shape: ModelConfig, method: Method, batch: AnyBatch, weights: jax.Array
+) -> tuple[jax.Array, Params]:
+    known = (teacher, shape) if method.needs_teacher else None
+    return jax.value_and_grad(lambda p: batch_loss(p, shape, method, batch, weights, known))(params)
+
+
 def loss_and_gradient(
     shape: ModelConfig, method: Method, batch: AnyBatch, normalization: Normalization
 ) -> tuple[jax.Array, Params]:
-    teacher = (network(shape, 1), shape) if method.needs_teacher else None
-
-    def loss(params: Params) -> jax.Array:
-        weights = counted_weights(batch, normalization)
-        return batch_loss(params, shape, method, batch, weights, teacher)
-
-    return jax.jit(jax.value_and_grad(loss))(network(shape, 0))
+    weights = counted_weights(batch, normalization)
+    return compiled(network(shape, 0), network(shape, 1), shape, method, batch, weights)
 
 
 @pytest.mark.parametrize("normalization", ["sequence", "token"])
@@ -105,12 +110,12 @@ def test_an_example_does_not_feel_its_neighbours_at_all(preset: str) -> None:
     shape = SHAPES[preset]
     other = [rows([LENGTHS[0]], seed=5)[0], EXAMPLES[5]]  # another first example, of the same length
 
-    @jax.jit
-    def second_loss(batch: PackedBatch) -> jax.Array:
-        weights = jnp.where(jnp.asarray(batch.lengths) == len(EXAMPLES[5].completion), 1.0, 0.0)
-        return batch_loss(network(shape, 0), shape, Gkd(beta=0.3), batch, weights, (network(shape, 1), shape))
+    def second_loss(row: list[Example]) -> float:
+        batch = pack_rows([row, *PACKED[1:]], 24, PAD)
+        only = jnp.zeros((4, 24)).at[0].set(jnp.asarray(batch.lengths)[0] == len(EXAMPLES[5].completion))
+        return float(compiled(network(shape, 0), network(shape, 1), shape, Gkd(beta=0.3), batch, only)[0])
 
-    first, second = (float(second_loss(pack_rows([row], 24, PAD))) for row in (PACKED[0], other))
+    first, second = second_loss(PACKED[0]), second_loss(other)
     assert first == second
     assert first > 0
 
