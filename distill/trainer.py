@@ -16,6 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 from jaxtyping import Array
+from safetensors import SafetensorError
 
 from attar.distill.adapters import save_adapter
 from attar.distill.alignment import shared_tokens
@@ -328,7 +329,7 @@ class _Run:
             self._write_adapter(provenance)
             self._callback.on_stage("writing the report")
             report = write_report(self._run_dir)
-        except OSError as error:
+        except (OSError, SafetensorError) as error:
             raise RunError(f"{self._run_dir}: cannot be written: {error}; free space and resume the run") from None
         return TrainResult(student, report, evaluation)
 
