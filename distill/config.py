@@ -24,6 +24,7 @@ from attar.distill.records import Documents
 from attar.distill.step import ComputeDtype, OptimizerConfig, Schedule
 from attar.engine.config import ModelConfig
 from attar.engine.sampling import SamplingParams
+from attar.engine.sharding import MeshShape
 from attar.quantize.policy import SCHEMES, make_scheme
 
 MethodName = Literal["sft", "pretrain", "gkd", "uld"]
@@ -82,6 +83,7 @@ class TrainConfig:
       eval_examples: Examples used of it.
       checkpoint_every: Steps between checkpoints; `keep_checkpoints` of them are kept.
       log: Where else the metrics go while the run goes on; see `log_sinks`.
+      mesh: Devices that share the work, see `engine.sharding`; None trains on one. May change on resuming.
       seed: Of initial weights, data order, λ's draws and sampling.
     """
 
@@ -138,6 +140,7 @@ class TrainConfig:
     checkpoint_every: int = 100
     keep_checkpoints: int = 2
     log: tuple[SinkName, ...] = ()
+    mesh: MeshShape | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -219,8 +222,9 @@ class TrainConfig:
             raise ValueError(f"training configuration has unknown keys: {', '.join(unknown)}")
         lists = ("data", "data_weights", "log", "student_layers", "lora_targets")  # which are tuples here
         values = {**raw, **{name: tuple(raw[name]) for name in lists if isinstance(raw.get(name), list)}}
-        prune = raw.get("student_prune")
-        return cls(**{**values, "student_prune": prune and PruneTarget(**prune)})
+        prune, mesh = raw.get("student_prune"), raw.get("mesh")
+        made = {"student_prune": prune and PruneTarget(**prune), "mesh": mesh and MeshShape(**mesh)}
+        return cls(**{**values, **made})
 
 
 _POSITIVE_INTEGERS = (
@@ -270,6 +274,12 @@ def _check_numbers(config: TrainConfig) -> None:
     if config.batch_size % config.accumulation_steps:
         raise ValueError(
             f"accumulation_steps must divide batch_size, got {config.accumulation_steps} and {config.batch_size}"
+        )
+    rows, shards = config.batch_size // config.accumulation_steps, 1 if config.mesh is None else config.mesh.row_shards
+    if rows % shards:
+        raise ValueError(
+            f"data times fsdp of the mesh must divide the {rows} rows that are worked on at a time (batch_size over "
+            f"accumulation_steps), got {config.mesh}"
         )
 
 

@@ -6,7 +6,6 @@ A batch is laid out in one of two ways, and a training step asks these functions
 from __future__ import annotations
 
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from attar.distill.batches import Batch
@@ -14,6 +13,7 @@ from attar.distill.losses import Normalization, completion_mask, token_weights
 from attar.distill.methods.method import Labels
 from attar.distill.packing import PackedBatch
 from attar.engine.config import ModelConfig
+from attar.engine.sharding import to_host
 from attar.engine.transformer import Params, hidden_states
 
 AnyBatch = Batch | PackedBatch
@@ -55,8 +55,8 @@ def row_utilization(batch: AnyBatch, num_completion_tokens: int) -> float:
       num_completion_tokens: Of the whole batch.
     """
     if isinstance(batch, PackedBatch):
-        return float((np.asarray(batch.segment_ids) > 0).mean())
-    tokens = int(np.asarray(batch.prompt_lengths).sum()) + num_completion_tokens
+        return float((to_host(batch.segment_ids) > 0).mean())
+    tokens = int(to_host(batch.prompt_lengths).sum()) + num_completion_tokens
     return tokens / (batch.prompts.size + batch.completions.size)
 
 

@@ -35,6 +35,7 @@ from attar.distill.jax_answers import Writer
 from attar.distill.token_scores import example_batches, score_examples
 from attar.engine.config import ModelConfig
 from attar.engine.sampling import SamplingParams
+from attar.engine.sharding import mesh_shape
 from attar.engine.tokenizer import Tokenizer
 from attar.engine.transformer import Params
 
@@ -161,8 +162,9 @@ def _score(
     """Scores per example by name, those on samples included, and the samples by the example's index."""
     examples = data.examples[: settings.scored_examples]
     # A batch is filled with copies of its rows, so few examples are not spread over many large ones.
-    batch_size = min(settings.batch_size, len(examples))
-    shapes = buckets or choose_buckets(replace(data, examples=examples), 1 if len(examples) == batch_size else 2, 1)
+    shards = mesh_shape().row_shards
+    batch_size = min(settings.batch_size, -(-len(examples) // shards) * shards)
+    shapes = buckets or choose_buckets(replace(data, examples=examples), 1 if len(examples) <= batch_size else 2, 1)
     given = list(example_batches(examples, batch_size, shapes))
     on_data = score_examples(student, teacher, given, len(examples)).means()
     scores = {name if name == "nll" else f"{name}_data": values for name, values in on_data.items()}

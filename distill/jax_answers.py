@@ -16,6 +16,7 @@ from attar.distill.token_scores import Rows, example_batches
 from attar.engine.config import ModelConfig
 from attar.engine.generate import bucket_size
 from attar.engine.sampling import GREEDY, SamplingParams
+from attar.engine.sharding import to_host
 from attar.engine.tokenizer import Tokenizer
 from attar.engine.transformer import Params
 
@@ -68,7 +69,7 @@ class Writer:
         within = replace(self, max_new_tokens=room)
         for batch, members in example_batches(rows, self.batch_size, Buckets((width,), (1,))):
             drawn = within.complete(batch, GREEDY, 0)
-            tokens, lengths = np.asarray(drawn.completions), np.asarray(drawn.completion_lengths)
+            tokens, lengths = to_host(drawn.completions), to_host(drawn.completion_lengths)
             for i, row in enumerate(members):
                 left = min(int(lengths[i]), max(self.max_new_tokens - len(heads[row]), 0))
                 rest[row] = self.tokenizer.decode(tokens[i, :left].tolist())
@@ -90,7 +91,7 @@ class Writer:
         """Texts of completed batches by the example's index."""
         texts = {}
         for batch, rows in answers:
-            tokens, lengths = np.asarray(batch.completions), np.asarray(batch.completion_lengths)
+            tokens, lengths = to_host(batch.completions), to_host(batch.completion_lengths)
             for i, row in enumerate(rows):
                 texts[row] = self.tokenizer.decode(tokens[i, : lengths[i]].tolist())
         return texts

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
+from jaxtyping import Array
 
 from attar.distill.config import TrainConfig
 from attar.distill.evaluate import Network
@@ -17,9 +19,10 @@ from attar.distill.run_folder import RunError
 from attar.engine.checkpoint import Model, load_model
 from attar.engine.config import ConfigError, ModelConfig
 from attar.engine.presets import PRESETS
+from attar.engine.sharding import to_host, weight_shardings
 from attar.engine.surgery import take_layers
 from attar.engine.tokenizer import Tokenizer
-from attar.engine.transformer import Params, init_params
+from attar.engine.transformer import Params, init_params, param_shapes
 
 _FINGERPRINT_BYTES = 1 << 16  # of every weight: enough to tell two models apart without reading gigabytes
 
@@ -85,10 +88,18 @@ def params_fingerprint(params: Params) -> str:
     """Hash of names, shapes and the first bytes of every weight."""
     digest = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
-        flat = np.asarray(leaf).reshape(-1)
+        count = _FINGERPRINT_BYTES // leaf.dtype.itemsize
         digest.update(f"{jax.tree_util.keystr(path)} {leaf.dtype} {leaf.shape}".encode())
-        digest.update(flat[: _FINGERPRINT_BYTES // flat.itemsize].tobytes())
+        digest.update(to_host(_leading_part(leaf, count)).reshape(-1)[:count].tobytes())
     return digest.hexdigest()
+
+
+def _leading_part(leaf: Array, count: int) -> Array:
+    """A corner of the array that holds its first `count` elements, and little more."""
+    inner = math.prod(leaf.shape[1:])
+    if leaf.ndim > 1 and inner >= count:
+        return _leading_part(leaf[0], count)
+    return leaf[: -(-count // inner)]
 
 
 def _made_student(config: TrainConfig, teacher: Model) -> Network:
@@ -109,7 +120,11 @@ def _from_shape(config: TrainConfig, teacher: Model) -> Network:
     """Random weights in the named shape, over the teacher's vocabulary and with its token ids."""
     ids = ("vocab_size", "bos_token_id", "eos_token_ids", "pad_token_id")
     shape = _shape(config.student_shape or "").replace(**{name: getattr(teacher.config, name) for name in ids})
-    return Network(init_params(shape, jax.random.key(config.seed)), shape)
+    key, shardings = jax.random.key(config.seed), weight_shardings(param_shapes(shape), shape)
+    if shardings is None:
+        return Network(init_params(shape, key), shape)
+    # No device ever holds more than its part.
+    return Network(jax.jit(partial(init_params, shape), out_shardings=shardings)(key), shape)
 
 
 def _shape(name: str) -> ModelConfig:

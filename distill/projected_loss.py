@@ -4,6 +4,7 @@ Logits of one model over a vocabulary of 262,144 take 1 MB a token, and a diverg
 Here hidden states go in: a few completion positions at a time are projected to the vocabulary, by the student and by
 the teacher, and give their part of the loss and, at once, of its gradient with respect to the student's hidden states
 and table. Memory does not depend on the number of tokens, nor on the vocabulary beyond the table's own gradient.
+On a mesh each device goes through its own rows, and the gradients of the table are added up once, at the end.
 
 References:
   Hsu et al., 2024, "Liger Kernel", arXiv:2410.10989, section 3.2, for the gradient taken in the forward pass.
@@ -20,6 +21,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree
 
 from attar.engine.layers import head_logits
+from attar.engine.sharding import over_row_shards
 
 # Logits of one model that are held at once, 16 MB in float32: enough for the products to run at full speed.
 CHUNK_LOGITS = 1 << 22
@@ -94,28 +96,35 @@ def projected_sums(
       config, student, teacher, labels: As of `projected_loss`.
     """
 
-    def sums(chunk: _Chunk) -> dict[str, Array]:
-        logits, teacher_logits = _chunk_logits(config, student.table, chunk, teacher)
-        values = token_values(logits, chunk.labels, teacher_logits)
-        return {name: jnp.sum(jnp.where(chunk.weights > 0.0, v, 0.0), axis=1) for name, v in values.items()}
+    def row_sums(whole: _Chunk, tables: _Tables) -> tuple[None, dict[str, Array]]:
+        def sums(chunk: _Chunk) -> dict[str, Array]:
+            values = token_values(*_logits_and_labels(config, tables, chunk))
+            return {name: jnp.sum(jnp.where(chunk.weights > 0.0, v, 0.0), axis=1) for name, v in values.items()}
 
-    def add(total: dict[str, Array], at: Array, chunk: _Chunk) -> dict[str, Array]:
-        return {name: total[name] + part for name, part in sums(chunk).items()}
+        def add(total: dict[str, Array], at: Array, chunk: _Chunk) -> dict[str, Array]:
+            return {name: total[name] + part for name, part in sums(chunk).items()}
 
-    weights = counted.astype(jnp.float32)
-    whole = _Chunk(student.hidden, None if teacher is None else teacher.hidden, labels, weights)
-    start = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(sums, whole))
-    return _fold(add, start, config, student, teacher, labels, weights)
+        start = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(sums, whole))
+        return None, _fold(add, start, config, whole)
+
+    by_row: dict[str, Array]
+    _, by_row = over_row_shards(row_sums, *_rows_and_tables(student, teacher, labels, counted.astype(jnp.float32)))
+    return by_row
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _projected_loss(
     token_loss: TokenLoss, config: HeadConfig, student: Head, teacher: Head | None, labels: PyTree, weights: Array
 ) -> Array:
-    def add(loss: Array, at: Array, chunk: _Chunk) -> Array:
-        return loss + _chunk_loss(token_loss, config, student.table, chunk, teacher)
+    def total(whole: _Chunk, tables: _Tables) -> tuple[Array, None]:
+        def add(loss: Array, at: Array, chunk: _Chunk) -> Array:
+            return loss + _chunk_loss(token_loss, config, tables, chunk)
 
-    return _fold(add, jnp.zeros(()), config, student, teacher, labels, weights)
+        return _fold(add, jnp.zeros(()), config, whole), None
+
+    loss: Array
+    loss, _ = over_row_shards(total, *_rows_and_tables(student, teacher, labels, weights))
+    return loss
 
 
 def _forward(
@@ -123,19 +132,24 @@ def _forward(
 ) -> tuple[Array, Head]:
     """The loss and its gradient, so that the backward pass needs no logits."""
 
-    def add(total: tuple[Array, Head], at: Array, chunk: _Chunk) -> tuple[Array, Head]:
-        loss, gradient = total
+    def gradients(whole: _Chunk, tables: _Tables) -> tuple[tuple[Array, Array], Array]:
+        def add(total: tuple[Array, Head], at: Array, chunk: _Chunk) -> tuple[Array, Head]:
+            loss, gradient = total
 
-        def value(hidden: Array, table: Array) -> Array:
-            return _chunk_loss(token_loss, config, table, chunk._replace(student=hidden), teacher)
+            def value(hidden: Array, table: Array) -> Array:
+                return _chunk_loss(token_loss, config, tables._replace(student=table), chunk._replace(student=hidden))
 
-        part, (d_hidden, d_table) = jax.value_and_grad(value, argnums=(0, 1))(chunk.student, student.table)
-        before = jax.lax.dynamic_slice_in_dim(gradient.hidden, at, d_hidden.shape[1], axis=1)  # of an overlap
-        hidden = jax.lax.dynamic_update_slice_in_dim(gradient.hidden, before + d_hidden, at, axis=1)
-        return loss + part, Head(hidden, gradient.table + d_table.astype(jnp.float32))
+            part, (d_hidden, d_table) = jax.value_and_grad(value, argnums=(0, 1))(chunk.student, tables.student)
+            before = jax.lax.dynamic_slice_in_dim(gradient.hidden, at, d_hidden.shape[1], axis=1)  # of an overlap
+            hidden = jax.lax.dynamic_update_slice_in_dim(gradient.hidden, before + d_hidden, at, axis=1)
+            return loss + part, Head(hidden, gradient.table + d_table.astype(jnp.float32))
 
-    zeros = Head(jnp.zeros_like(student.hidden), jnp.zeros(student.table.shape, jnp.float32))
-    return _fold(add, (jnp.zeros(()), zeros), config, student, teacher, labels, weights)
+        zeros = Head(jnp.zeros_like(whole.student), jnp.zeros(tables.student.shape, jnp.float32))
+        loss, gradient = _fold(add, (jnp.zeros(()), zeros), config, whole)
+        return (loss, gradient.table), gradient.hidden
+
+    (loss, d_table), d_hidden = over_row_shards(gradients, *_rows_and_tables(student, teacher, labels, weights))
+    return loss, Head(d_hidden, d_table)
 
 
 def _backward(
@@ -157,35 +171,50 @@ class _Chunk(NamedTuple):
     weights: Array  # [B, n]
 
 
-def _chunk_logits(config: HeadConfig, table: Array, chunk: _Chunk, teacher: Head | None) -> tuple[Array, Array | None]:
-    """Logits [B, n, V] of the student and the teacher."""
-    logits = head_logits(chunk.student, table, config.student_cap)[..., : config.vocab_size]
-    if teacher is None or chunk.teacher is None:
-        return logits, None
+class _Tables(NamedTuple):
+    """What projects the hidden states of each model, [V, D]."""
+
+    student: Array
+    teacher: Array | None
+
+
+def _rows_and_tables(student: Head, teacher: Head | None, labels: PyTree, weights: Array) -> tuple[_Chunk, _Tables]:
+    """What has rows, as one chunk of all positions, and what has none."""
+    whole = _Chunk(student.hidden, None if teacher is None else teacher.hidden, labels, weights)
+    return whole, _Tables(student.table, None if teacher is None else teacher.table)
+
+
+def _logits_and_labels(config: HeadConfig, tables: _Tables, chunk: _Chunk) -> tuple[Array, PyTree, Array | None]:
+    """What a loss reads: logits [B, n, V] of the student, labels, logits of the teacher."""
+    logits = head_logits(chunk.student, tables.student, config.student_cap)[..., : config.vocab_size]
+    if tables.teacher is None or chunk.teacher is None:
+        return logits, chunk.labels, None
     size = config.teacher_vocab_size or config.vocab_size
-    return logits, head_logits(chunk.teacher, teacher.table, config.teacher_cap)[..., :size]
+    teacher_logits = head_logits(chunk.teacher, tables.teacher, config.teacher_cap)[..., :size]
+    return logits, chunk.labels, teacher_logits
 
 
-def _chunk_loss(token_loss: TokenLoss, config: HeadConfig, table: Array, chunk: _Chunk, teacher: Head | None) -> Array:
+def _chunk_loss(token_loss: TokenLoss, config: HeadConfig, tables: _Tables, chunk: _Chunk) -> Array:
     """Σ weights · token_loss of one chunk."""
-    logits, teacher_logits = _chunk_logits(config, table, chunk, teacher)
-    values = token_loss(logits, chunk.labels, teacher_logits)
+    values = token_loss(*_logits_and_labels(config, tables, chunk))
     return jnp.sum(jnp.where(chunk.weights > 0.0, values, 0.0) * chunk.weights)
+
+
+def chunk_positions(rows: int, positions: int, vocab_size: int) -> int:
+    """Positions of every row that are projected at a time."""
+    return min(positions, max(1, CHUNK_LOGITS // (rows * vocab_size)))
 
 
 def _fold(
     add: Callable[[Total, Array, _Chunk], Total],
     start: Total,
     config: HeadConfig,
-    student: Head,
-    teacher: Head | None,
-    labels: PyTree,
-    weights: Array,
+    whole: _Chunk,
 ) -> Total:
     """add(total, first position, chunk) over chunks of positions, as far as any row has weights."""
-    whole = _Chunk(student.hidden, None if teacher is None else teacher.hidden, labels, weights)
+    weights = whole.weights
     B, N = weights.shape
-    n = min(N, max(1, CHUNK_LOGITS // (B * max(config.vocab_size, config.teacher_vocab_size or 0))))
+    n = chunk_positions(B, N, max(config.vocab_size, config.teacher_vocab_size or 0))
     if n == N:
         return add(start, jnp.int32(0), whole)
     counted = jnp.max(jnp.where(jnp.any(weights > 0.0, axis=0), jnp.arange(1, N + 1), 0))  # positions up to the last

@@ -20,6 +20,7 @@ from attar.distill.rollout import completed_batch
 from attar.engine.config import ModelConfig
 from attar.engine.generate import Generation, generate
 from attar.engine.sampling import SamplingParams
+from attar.engine.sharding import to_host
 from attar.engine.tokenizer import Tokenizer
 from attar.engine.transformer import Params
 
@@ -61,7 +62,7 @@ class RewardedRollout:
           RewardError: If the reward fails.
         """
         rows = np.repeat(np.arange(len(examples) // self.samples_per_prompt), self.samples_per_prompt)
-        asked = jax.tree.map(lambda leaf: np.asarray(leaf)[rows], batch)
+        asked = jax.tree.map(lambda leaf: to_host(leaf)[rows], batch)
         generation = generate(
             params,
             config,
@@ -73,14 +74,14 @@ class RewardedRollout:
             eos_token_ids=self.tokenizer.eos_token_ids,
         )
         rewards = self._rewards(generation, [examples[row] for row in rows.tolist()])
-        lengths = np.asarray(generation.lengths)
+        lengths = to_host(generation.lengths)
         advantages = leave_one_out(rewards, self.samples_per_prompt)
         scaled = scaled_advantages(advantages, lengths, self.max_new_tokens, self.normalization)
         policy = PolicyLabels(jax.device_put(scaled), generation.log_probs)
         return completed_batch(asked, generation)._replace(policy=policy), float(rewards.mean())
 
     def _rewards(self, generation: Generation, examples: Sequence[Example]) -> NDArray[np.float64]:
-        tokens, lengths = np.asarray(generation.tokens), np.asarray(generation.lengths)
+        tokens, lengths = to_host(generation.tokens), to_host(generation.lengths)
         texts = [self.tokenizer.decode(tokens[i, : lengths[i]].tolist()) for i in range(len(examples))]
         prompts = [example.prompt_text for example in examples]
         return score(self.reward, self.name, prompts, texts, [example.reference for example in examples])

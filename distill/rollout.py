@@ -10,6 +10,7 @@ from attar.distill.batches import Batch
 from attar.engine.config import ModelConfig
 from attar.engine.generate import Generation, generate
 from attar.engine.sampling import SamplingParams
+from attar.engine.sharding import place_rows
 from attar.engine.transformer import Params
 
 
@@ -39,17 +40,18 @@ def sample_batch(
     Returns:
       A batch of shapes [B, P] and [B, max_new_tokens].
     """
+    prompts, lengths = place_rows((batch.prompts, batch.prompt_lengths))
     generation = generate(
         params,
         config,
-        batch.prompts,
-        batch.prompt_lengths,
+        prompts,
+        lengths,
         max_new_tokens=max_new_tokens,
         key=key,
         sampling=sampling,
         eos_token_ids=eos_token_ids,
     )
-    return completed_batch(batch, generation)
+    return completed_batch(batch._replace(prompts=prompts, prompt_lengths=lengths), generation)
 
 
 def completed_batch(batch: Batch, generation: Generation) -> Batch:

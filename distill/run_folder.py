@@ -124,6 +124,22 @@ class MetricsLog:
             ) from None
 
 
+class SilentLog:
+    """The log of a process that does not speak for its run."""
+
+    def write(self, step: int, values: Mapping[str, Any]) -> None:
+        """Writes nothing."""
+
+    def sync(self) -> None:
+        """Waits for nothing."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """Lines of a metrics.jsonl; a last line torn by a killed process is left out.
 

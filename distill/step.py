@@ -22,6 +22,7 @@ from attar.distill.methods.method import Method
 from attar.distill.parametrization import Direct, Parametrization
 from attar.distill.projected_loss import Head, HeadConfig, projected_loss
 from attar.engine.config import ModelConfig
+from attar.engine.sharding import constrain_rows, constrain_weights
 from attar.engine.transformer import Params, head_table
 
 Schedule = Literal["constant", "linear", "cosine"]
@@ -198,7 +199,8 @@ def make_train_step(
             computed = cast_matrices(params, compute_dtype)
             return batch_loss(computed, student, method, part, weights, known, remat=remat)
 
-        return jax.value_and_grad(loss)(params)
+        value, gradient = jax.value_and_grad(loss)(params)
+        return value, constrain_weights(gradient, student)
 
     def step(
         state: TrainState, teacher_params: Params | None, batch: AnyBatch, frozen: Params | None = None, /
@@ -217,7 +219,7 @@ def make_train_step(
         updates, optimizer_state = optimizer.update(gradient, state.optimizer_state, state.params)
         params: Params = jax.tree.map(jnp.add, state.params, updates)
         metrics = StepMetrics(loss, _global_norm(gradient), counted_mask(batch).sum())
-        return TrainState(params, optimizer_state, state.step + 1), metrics
+        return constrain_weights(TrainState(params, optimizer_state, state.step + 1), student), metrics
 
     return jax.jit(step, donate_argnums=(0,))
 
@@ -227,6 +229,7 @@ def _accumulate(
 ) -> tuple[Array, Any]:
     """Sums loss and gradient over equal parts of the rows. The weights already refer to the whole batch."""
     split = jax.tree.map(lambda leaf: jnp.reshape(leaf, (parts, -1, *leaf.shape[1:])), whole)
+    split = constrain_rows(split, axis=1)
 
     def add(total: Any, part: tuple[AnyBatch, Array]) -> tuple[Any, None]:
         return jax.tree.map(jnp.add, total, part_gradient(*part)), None

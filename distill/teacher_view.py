@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from attar.distill.alignment import align
 from attar.distill.batches import Batch, TeacherView, choose_bounds, pad_batch, round_up
 from attar.distill.data import Example
+from attar.engine.sharding import to_host
 from attar.engine.tokenizer import Tokenizer
 
 _PROMPT_BUCKETS = 3
@@ -39,7 +40,7 @@ class TeacherReader:
           batch: B rows; its completions are brought to the host.
           members: The example of each row.
         """
-        tokens, lengths = np.asarray(batch.completions), np.asarray(batch.completion_lengths)
+        tokens, lengths = to_host(batch.completions), to_host(batch.completion_lengths)
         positions = np.full(tokens.shape, -1, np.int32)
         rows = []
         for row, (example,) in enumerate(members):

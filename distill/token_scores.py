@@ -19,6 +19,7 @@ from attar.distill.losses import completion_mask, cross_entropy
 from attar.distill.projected_loss import projected_sums
 from attar.distill.step import completion_heads
 from attar.engine.config import ModelConfig
+from attar.engine.sharding import place_rows, to_host
 from attar.engine.transformer import Params
 
 Rows = list[int]
@@ -55,10 +56,10 @@ def score_examples(
     lengths = np.zeros(num_examples, np.int64)
     teacher_params, teacher_config = teacher or (None, None)
     for batch, rows in batches:
-        scored = _score_batch(student[0], teacher_params, batch, student[1], teacher_config)
-        lengths[rows] = np.asarray(batch.completion_lengths)[: len(rows)]
+        scored = _score_batch(student[0], teacher_params, place_rows(batch), student[1], teacher_config)
+        lengths[rows] = to_host(batch.completion_lengths)[: len(rows)]
         for name, values in scored.items():
-            sums.setdefault(name, np.zeros(num_examples))[rows] = np.asarray(values, np.float64)[: len(rows)]
+            sums.setdefault(name, np.zeros(num_examples))[rows] = to_host(values)[: len(rows)]
     return TokenScores(sums, lengths)
 
 

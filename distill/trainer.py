@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ from attar.distill.progress import Callback, Pace, Silent, StepReport
 from attar.distill.report import write_report
 from attar.distill.rewarded_rollout import make_rollout
 from attar.distill.rollout import sample_batch
-from attar.distill.run_folder import MetricsLog, RunError, open_run, settle_config
+from attar.distill.run_folder import MetricsLog, RunError, SilentLog, open_run, settle_config
 from attar.distill.run_inputs import (
     held_out_buckets,
     load_data,
@@ -56,11 +57,24 @@ from attar.distill.step import (
 )
 from attar.distill.target_folder import TargetFolder
 from attar.engine.checkpoint import save_model
+from attar.engine.processes import by_first, is_first
+from attar.engine.sharding import on_mesh, place_rows, weight_shardings
 from attar.engine.transformer import Params
 
 # Paths may change between start and resumption, since the content behind them is compared by hash.
 CHANGEABLE = frozenset(
-    {"data", "eval_data", "teacher", "targets", "student", "checkpoint_every", "keep_checkpoints", "log", "versions"}
+    {
+        "data",
+        "eval_data",
+        "teacher",
+        "targets",
+        "student",
+        "checkpoint_every",
+        "keep_checkpoints",
+        "log",
+        "mesh",
+        "versions",
+    }
 )
 
 _COIN = 1  # tells the λ draws' random numbers from others made of (seed, step)
@@ -95,8 +109,11 @@ def train(config: TrainConfig, run_dir: Path, callback: Callback | None = None) 
       DataError: If the data cannot be used.
       CheckpointError: If a model cannot be read.
     """
-    with open_run(run_dir), MetricsFollower(run_dir, config.log) as follower:
-        return _prepare(config, run_dir, Several(follower, callback or Silent())).finish()
+    with on_mesh(config.mesh):
+        if not is_first():
+            return _prepare(config, run_dir, callback or Silent()).finish()
+        with open_run(run_dir), MetricsFollower(run_dir, config.log) as follower:
+            return _prepare(config, run_dir, Several(follower, callback or Silent())).finish()
 
 
 def _prepare(config: TrainConfig, run_dir: Path, callback: Callback) -> _Run:
@@ -107,6 +124,8 @@ def _prepare(config: TrainConfig, run_dir: Path, callback: Callback) -> _Run:
     data, held_out = load_data(config, models)
     targets = open_targets(config, models, data)
     if config.student_prune is not None:
+        if jax.process_count() > 1:
+            raise RunError("a student is pruned in one process: begin the run in one, then go on with several")
         callback.on_stage("choosing what to keep of the teacher")
         models = pruned_student(config, run_dir, models, data, callback.on_note)
     run = _Run(config, run_dir, callback, models, data, held_out, targets)
@@ -171,16 +190,19 @@ class _Run:
 
         A run without a checkpoint has nothing to be true to: it begins anew, under whatever configuration.
         """
-        checkpoints = list_checkpoints(self._run_dir / "checkpoints")
-        settle_config(self._run_dir, resolved, CHANGEABLE, resuming=bool(checkpoints))
+        checkpoints = by_first(lambda: [str(path) for path in list_checkpoints(self._run_dir / "checkpoints")])
+        by_first(lambda: settle_config(self._run_dir, resolved, CHANGEABLE, resuming=bool(checkpoints)))
         trained, self._frozen = self._parametrization.split(params, jax.random.key(self._config.seed))
+        begin = partial(init_state, optimizer=self._optimizer)
+        like = jax.eval_shape(begin, trained)
+        shardings = weight_shardings(like, self._student)
         if checkpoints:
-            like = jax.eval_shape(lambda leaves: init_state(leaves, self._optimizer), trained)
-            self._state = load_checkpoint(checkpoints[-1], like)
+            self._state = load_checkpoint(Path(checkpoints[-1]), like, shardings)
         else:
-            self._state = init_state(trained, self._optimizer)
+            self._state = begin(trained) if shardings is None else jax.jit(begin, out_shardings=shardings)(trained)
         self._start = int(self._state.step)
-        self._log = MetricsLog(self._run_dir / "metrics.jsonl", self._start if checkpoints else None)
+        last_step = self._start if checkpoints else None
+        self._log = MetricsLog(self._run_dir / "metrics.jsonl", last_step) if is_first() else SilentLog()
 
     def finish(self) -> TrainResult:
         """Does the steps that are left, then writes the model and the report."""
@@ -205,15 +227,16 @@ class _Run:
 
     def _step(self, step: int) -> None:
         began = time.perf_counter()
-        batch = self._read(step)
+        batch = place_rows(self._read(step))
         told: dict[str, float] = {}
         on_policy = draws_on_policy(self._config.seed, step, self._method.on_policy_fraction)
         if on_policy:
             assert isinstance(batch, Batch)  # as a configuration that packs has λ = 0
-            batch, told = self._sample(batch, step)
+            sampled, told = self._sample(batch, step)
+            batch = place_rows(sampled)
         if self._teacher_reader is not None:
             assert isinstance(batch, Batch)  # as uld refuses to pack
-            batch = self._teacher_reader.view(batch, self._stream.members(step))
+            batch = place_rows(self._teacher_reader.view(batch, self._stream.members(step)))
         teacher = self._teacher if self._method.needs_teacher else None
         self._state, metrics = self._train_step(self._state, teacher and teacher.params, batch, self._frozen)
         self._report(step + 1, batch, on_policy, metrics, began, told)
@@ -297,7 +320,7 @@ class _Run:
         settings = EvalSettings(self._config.batch_size, self._config.max_new_tokens, self._config.seed)
         teacher = None if self._teacher_reader is not None else self._teacher  # of the same vocabulary
         evaluation = evaluate(student, teacher, self._tokenizer, self._held_out, settings, self._eval_buckets)
-        write_results(results_path(self._run_dir, step), evaluation.results)
+        by_first(lambda: write_results(results_path(self._run_dir, step), evaluation.results))
         scores = {name: asdict(interval) for name, interval in evaluation.scores.items()}
         samples = [asdict(sample) for sample in evaluation.samples]
         line = {"kind": "eval", "perplexity": evaluation.perplexity, "scores": scores, "samples": samples}
@@ -328,7 +351,7 @@ class _Run:
             save_model(student, self._student, weights, source, provenance)
             self._write_adapter(provenance)
             self._callback.on_stage("writing the report")
-            report = write_report(self._run_dir)
+            report = Path(by_first(lambda: str(write_report(self._run_dir))))
         except (OSError, SafetensorError) as error:
             raise RunError(f"{self._run_dir}: cannot be written: {error}; free space and resume the run") from None
         return TrainResult(student, report, evaluation)
@@ -342,7 +365,7 @@ class _Run:
         base = self._config.student or str(folder)
         if self._config.student is None and self._config.student_prune is None:  # a pruned one is there already
             save_model(folder, self._student, self._frozen, self._tokenizer_source, provenance)
-        save_adapter(self._run_dir / "adapter", lora, self._state.params, base, provenance)
+        by_first(lambda: save_adapter(self._run_dir / "adapter", lora, self._state.params, base, provenance))
 
 
 _cast = jax.jit(cast_matrices, static_argnames="dtype")

@@ -14,19 +14,24 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding
 from jax.typing import DTypeLike
+from jaxtyping import Array
 from numpy.typing import NDArray
 
 from attar.engine import gguf_reader, safetensors_files
 from attar.engine.config import ConfigError, ModelConfig
 from attar.engine.gguf_names import hf_shapes
-from attar.engine.safetensors_files import CheckpointError, Shape, read_json
+from attar.engine.processes import by_first
+from attar.engine.safetensors_files import CheckpointError, Shape, TensorSlices, read_json
+from attar.engine.sharding import to_host, weight_shardings
 from attar.engine.transformer import Params, param_shapes
 
 if TYPE_CHECKING:
@@ -86,9 +91,17 @@ def load_model(source: Path, dtype: DTypeLike = jnp.float32) -> Model:
 
 
 def load_params(source: Path, dtype: DTypeLike = jnp.float32) -> tuple[ModelConfig, Params]:
-    """`load_model` without the tokenizer."""
+    """`load_model` without the tokenizer.
+
+    On a mesh (see `sharding`) each process reads from a folder what its devices hold, and no more; a GGUF, whose
+    numbers stand in blocks, goes through the memory of each process as a whole.
+    """
     config = load_config(source)
-    return config, _fill(config, stream_tensors(source, config), dtype)
+    shardings = weight_shardings(param_shapes(config), config)
+    if shardings is None or _is_gguf(source):
+        params = _fill(config, stream_tensors(source, config), dtype)
+        return config, params if shardings is None else jax.device_put(params, shardings)
+    return config, _read_parts(TensorSlices(_checked_shards(source, config)), config, dtype, shardings)
 
 
 def load_config(source: Path) -> ModelConfig:
@@ -126,15 +139,20 @@ def stream_tensors(source: Path, config: ModelConfig) -> Iterator[tuple[str, NDA
     if _is_gguf(source):
         yield from gguf_reader.iter_tensors(gguf_reader.read_gguf(source), config)
         return
+    for shard in _checked_shards(source, config):
+        for name, tensor in safetensors_files.iter_tensors(shard):
+            if not (config.tie_word_embeddings and name == "lm_head.weight"):
+                yield name, tensor
+
+
+def _checked_shards(source: Path, config: ModelConfig) -> list[Path]:
+    """The files of a folder, whose tensors are those of the config."""
     shards = safetensors_files.find_shards(source)
     found: dict[str, Shape] = {}
     for shard in shards:
         found |= safetensors_files.read_shapes(shard)
     check_shapes(str(shards[0] if len(shards) == 1 else source), config, found)
-    for shard in shards:
-        for name, tensor in safetensors_files.iter_tensors(shard):
-            if not (config.tie_word_embeddings and name == "lm_head.weight"):
-                yield name, tensor
+    return shards
 
 
 def params_from_tensors(
@@ -152,11 +170,11 @@ def params_from_tensors(
 
 def tensors_from_params(config: ModelConfig, params: Params) -> dict[str, NDArray[Any]]:
     """The parameter pytree as tensors with Hugging Face names, in the dtype they have."""
-    tensors = {f"model.{name}.weight": np.asarray(params[name]) for name in ("embed_tokens", "norm")}
+    tensors = {f"model.{name}.weight": to_host(params[name]) for name in ("embed_tokens", "norm")}
     if not config.tie_word_embeddings:
-        tensors["lm_head.weight"] = np.asarray(params["lm_head"])
+        tensors["lm_head.weight"] = to_host(params["lm_head"])
     for name, stacked in params["layers"].items():
-        for i, weight in enumerate(np.asarray(stacked)):
+        for i, weight in enumerate(to_host(stacked)):
             tensors[layer_tensor(i, name)] = weight
     return tensors
 
@@ -177,9 +195,14 @@ def save_model(
     Raises:
       CheckpointError: If the folder holds anything that attar did not write, or cannot be written.
     """
-    with replaced_folder(folder, _OWN_FILES) as fresh:
-        _write_files(fresh, config, params, tokenizer_source)
-        write_json(fresh / PROVENANCE, dict(provenance or {}))
+    tensors = tensors_from_params(config, params)  # in every process, as each holds a part
+
+    def write() -> None:
+        with replaced_folder(folder, _OWN_FILES) as fresh:
+            _write_files(fresh, config, tensors, tokenizer_source)
+            write_json(fresh / PROVENANCE, dict(provenance or {}))
+
+    by_first(write)
 
 
 @contextmanager
@@ -275,6 +298,29 @@ def _fill(config: ModelConfig, tensors: Iterable[tuple[str, NDArray[Any]]], dtyp
     return jax.tree.map(jnp.asarray, arrays)  # type: ignore[no-any-return]  # a tree of Params' structure
 
 
+def _read_parts(slices: TensorSlices, config: ModelConfig, dtype: DTypeLike, shardings: Params) -> Params:
+    """Arrays on a mesh, of which each part is read once and lies in host memory alone."""
+
+    def place(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct, sharding: NamedSharding) -> Array:
+        name: str = path[-1].key
+
+        @cache
+        def part(bounds: tuple[tuple[int, int], ...]) -> NDArray[Any]:
+            index = tuple(slice(*pair) for pair in bounds)
+            if path[0].key != "layers":
+                stored = "lm_head.weight" if name == "lm_head" else f"model.{name}.weight"
+                return slices.read(stored, index).astype(dtype)
+            return np.stack([slices.read(layer_tensor(i, name), index[1:]).astype(dtype) for i in range(*bounds[0])])
+
+        def read(index: tuple[slice, ...] | None) -> NDArray[Any]:
+            return part(tuple(i.indices(size)[:2] for i, size in zip(index or (), leaf.shape, strict=True)))
+
+        return jax.make_array_from_callback(leaf.shape, sharding, read)
+
+    placed: Params = jax.tree_util.tree_map_with_path(place, param_shapes(config, dtype), shardings)
+    return placed
+
+
 def layer_tensor(index: int, name: str) -> str:
     """Hugging Face name of one layer's weight: q_proj of layer 3 is `model.layers.3.self_attn.q_proj.weight`."""
     if name in ("gate_proj", "up_proj", "down_proj"):
@@ -297,14 +343,14 @@ def _check_replaceable(folder: Path, own_files: frozenset[str]) -> None:
 def _write_files(
     folder: Path,
     config: ModelConfig,
-    params: Params,
+    tensors: Mapping[str, NDArray[Any]],
     tokenizer_source: Path | None,
 ) -> None:
-    hf = config.to_hf() | {"torch_dtype": str(params["embed_tokens"].dtype)}
+    hf = config.to_hf() | {"torch_dtype": str(tensors["model.embed_tokens.weight"].dtype)}
     tokens = {name: hf[name] for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     write_json(folder / "config.json", hf)
     write_json(folder / "generation_config.json", {k: v for k, v in tokens.items() if v is not None})
-    safetensors_files.write_safetensors(folder / safetensors_files.SINGLE, tensors_from_params(config, params))
+    safetensors_files.write_safetensors(folder / safetensors_files.SINGLE, tensors)
     if tokenizer_source is not None:
         _write_tokenizer(folder, tokenizer_source)
 

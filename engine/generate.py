@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from attar.engine.config import ModelConfig
 from attar.engine.kv_cache import KVCache, grow_cache, init_cache
 from attar.engine.sampling import SamplingParams, sample_tokens
+from attar.engine.sharding import constrain_cache, constrain_rows, gather_weights
 from attar.engine.transformer import Params, cached_hidden_states, project_logits
 
 
@@ -138,6 +139,7 @@ def _generate(
     pad_token_id: int,
 ) -> Generation:
     B, T = prompts.shape
+    params = gather_weights(params, config)
     uniforms = _row_uniforms(key, B, capacity)
     positions = jnp.maximum(jnp.arange(T, dtype=jnp.int32) - (T - prompt_lengths[:, None]), -1)  # [B, T]
 
@@ -165,10 +167,13 @@ def _generate(
     empty = Generation(
         jnp.full((B, capacity), pad_token_id, jnp.int32), jnp.zeros(B, jnp.int32), jnp.zeros((B, capacity), jnp.float32)
     )
-    first = _State(jnp.int32(0), jnp.zeros(B, jnp.int32), jnp.zeros(B, bool), grow_cache(cache, T + capacity), empty)
+    cache = grow_cache(cache, T + capacity)
+    keys, values = constrain_cache((cache.keys, cache.values), config.num_key_value_heads)
+    cache = cache._replace(keys=keys, values=values)
+    first = _State(jnp.int32(0), jnp.zeros(B, jnp.int32), jnp.zeros(B, bool), cache, constrain_rows(empty))
     state = record(first, *draw(hidden[:, -1], first.step))
     state = jax.lax.while_loop(lambda s: (s.step < max_new_tokens) & ~jnp.all(s.done), step, state)
-    return state.generation
+    return constrain_rows(state.generation)
 
 
 def _row_uniforms(key: Array, rows: int, columns: int) -> Float[Array, "B N"]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +96,36 @@ def iter_tensors(path: Path) -> Iterator[tuple[str, NDArray[np.float32]]]:
                 yield name, file.get_tensor(name).astype(np.float32)
     except (SafetensorError, OSError) as error:
         raise _damaged(path, error) from None
+
+
+class TensorSlices:
+    """Parts of tensors, read from the files as they are asked for.
+
+    Args:
+      paths: As from `find_shards`.
+
+    Raises:
+      CheckpointError: If a file is truncated or corrupt.
+    """
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self._files: dict[str, tuple[Path, Any]] = {}
+        for path in paths:
+            try:
+                file: Any = safe_open(path, framework="numpy")
+                for name in file.keys():  # noqa: SIM118 - a safe_open is no mapping
+                    self._files[name] = path, file
+            except (SafetensorError, OSError) as error:
+                raise _damaged(path, error) from None
+
+    def read(self, name: str, index: tuple[slice, ...]) -> NDArray[np.float32]:
+        """One part of one tensor, converted to float32."""
+        path, file = self._files[name]
+        try:
+            part: NDArray[np.float32] = file.get_slice(name)[index].astype(np.float32)
+        except (SafetensorError, OSError) as error:
+            raise _damaged(path, error) from None
+        return part
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, NDArray[Any]]) -> None:

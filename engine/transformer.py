@@ -31,6 +31,7 @@ from attar.engine.config import ModelConfig
 from attar.engine.kv_cache import KVCache, write_layer, write_positions
 from attar.engine.layers import Layer, embed, gated_mlp, head_logits, linear, rms_norm
 from attar.engine.rope import apply_rope, rope_tables
+from attar.engine.sharding import constrain_rows, gather_weights
 
 Params = dict[str, Any]
 # Keys and values of all layers, [L, B, K, S, H] each; None where nothing is cached.
@@ -185,9 +186,11 @@ def _scan_layers(
             keys, values = (write_layer(old, new, index, cache.length) for old, new in zip(cached, (k, v), strict=True))
             return attend_scaled(q, keys[index].astype(q.dtype), values[index].astype(q.dtype), visible), (keys, values)
 
-        return decoder_layer(config, layer, x, ropes[kind], attention), None
+        x, cached = decoder_layer(config, layer, x, ropes[kind], attention)
+        return (constrain_rows(x), cached), None
 
-    x = embed(params["embed_tokens"], tokens, config.scale_embeddings)
+    table = gather_weights({"embed_tokens": params["embed_tokens"]}, config)["embed_tokens"]
+    x = constrain_rows(embed(table, tokens, config.scale_embeddings))
     per_layer = np.array([range(config.num_hidden_layers), layer_windows(config), layer_kinds(config)], np.int32)
     scanned = (params["layers"], *per_layer)
     start = (x, None if cache is None else (cache.keys, cache.values))

@@ -12,6 +12,7 @@ from rich.markup import escape
 
 from attar.cli._compilation_cache import use_compilation_cache
 from attar.cli._console import out, progress_bar
+from attar.cli._mesh import device_mesh, join_processes
 from attar.cli._models import model_source
 from attar.cli._proposals import decide_prune_target
 from attar.cli._student_options import NEEDED, adaptation_options, budget_options, parse_targets, pruning_options
@@ -23,6 +24,7 @@ from attar.distill.progress import SinkName, StepReport
 from attar.distill.records import Documents
 from attar.distill.step import ComputeDtype
 from attar.distill.trainer import train
+from attar.engine.processes import is_first
 
 _POSITIVE = click.IntRange(1)
 _SHARE = click.FloatRange(0, 1)
@@ -95,6 +97,10 @@ _DIVERGENCE_ONLY = {"beta": ("jsd",), "skew": ("skew_kl", "skew_reverse_kl")}
 @click.option("--remat", is_flag=True, help="Recompute activations: less memory, more time.")
 @click.option("--compute-dtype", type=click.Choice(get_args(ComputeDtype)), default="float32", show_default=True)
 @click.option("--log", multiple=True, type=click.Choice(get_args(SinkName)), help="Show metrics there too; repeatable.")
+@click.option("--mesh", help="Devices: data=2,fsdp=4,tensor=1, or auto: all on fsdp. Default: one device.")
+@click.option("--coordinator", help="Several processes, one run: where the first listens (HOST:PORT), or auto.")
+@click.option("--num-processes", type=_POSITIVE, help="Processes in all, unless --coordinator auto finds out.")
+@click.option("--process-id", type=click.IntRange(0), help="Which of them this is, from 0.")
 @click.option("--seed", type=int, default=0, show_default=True)
 def command(
     data: tuple[str, ...], mix: tuple[tuple[str, float], ...], run_dir: Path, eval_data: Path | None, **options: Any
@@ -124,6 +130,11 @@ def command(
 
     \b
     The run folder gets config.json, metrics.jsonl, checkpoints/, student/ (a Hugging Face folder) and report.html.
+
+    \b
+    On a mesh, data and fsdp divide the rows of a batch, fsdp divides the weights and the optimizer's state, tensor
+    divides heads, feed-forward and vocabulary. A run may go on under another mesh. On several machines, start the
+    same command on each with --coordinator; the run folder must be one that all of them see.
     """
     use_compilation_cache()
     if bool(data) == bool(mix):
@@ -131,8 +142,13 @@ def command(
     names = data or tuple(name for name, _ in mix)
     options["data_weights"] = tuple(weight for _, weight in mix) or None
     _refuse_idle_options(options, names)
+    join_processes(options)
+    options["mesh"] = device_mesh(options["mesh"])
     train_data, held_out = _data_files(names, eval_data)
     config = _make_config(train_data, held_out, options)
+    if not is_first():
+        train(config, run_dir)  # the first process speaks for all
+        return
     with RunDisplay(config) as display:
         result = train(config, run_dir, display)
     if result.evaluation is not None:

@@ -1,8 +1,8 @@
 """Checkpoints are complete or absent, and read back bit for bit."""
 
 import errno
+import resource
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -40,7 +40,7 @@ def test_the_newest_are_kept_in_order(tmp_path: Path) -> None:
 def test_a_half_written_one_is_not_a_checkpoint(tmp_path: Path) -> None:
     save_checkpoint(tmp_path, state(5), (0, 0), keep=2)
     (tmp_path / ".partial_00000006").mkdir()
-    (tmp_path / ".partial_00000006" / "state.safetensors").write_bytes(b"half")
+    (tmp_path / ".partial_00000006" / "sha256_0.json").write_bytes(b"half")
     assert [path.name for path in list_checkpoints(tmp_path)] == ["step_00000005"]
     save_checkpoint(tmp_path, state(6), (0, 0), keep=2)  # what a killed run left is in nobody's way
     assert load_checkpoint(list_checkpoints(tmp_path)[-1], state(0)).step == 6
@@ -50,26 +50,46 @@ def test_a_half_written_one_is_not_a_checkpoint(tmp_path: Path) -> None:
 def test_a_full_disk_leaves_the_earlier_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_checkpoint(tmp_path, state(5), (0, 0), keep=1)
 
-    def fill(arrays: dict[str, Any], path: Path) -> None:
-        path.write_bytes(b"the first half")
+    def fill(path: Path, state: TrainState) -> None:
+        path.mkdir()
+        (path / "manifest.ocdbt").write_bytes(b"the first half")
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(checkpointing, "save_file", fill)
+    monkeypatch.setattr(checkpointing, "_write_state", fill)
     with pytest.raises(RunError, match=r"step_00000006: .*No space left.*earlier checkpoints are intact"):
         save_checkpoint(tmp_path, state(6), (0, 0), keep=1)
     assert [path.name for path in tmp_path.iterdir()] == ["step_00000005"]
     assert load_checkpoint(tmp_path / "step_00000005", state(0)).step == 5
 
 
+def test_no_room_is_found_before_anything_is_written(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    save_checkpoint(tmp_path, state(5), (0, 0), keep=1)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, before[1]))
+    try:
+        with pytest.raises(RunError, match=r"step_00000006: .*File too large.*earlier checkpoints are intact"):
+            save_checkpoint(tmp_path, state(6, width=1000), (0, 0), keep=1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert capfd.readouterr() == ("", "")
+    assert [path.name for path in tmp_path.iterdir()] == ["step_00000005"]
+    assert load_checkpoint(tmp_path / "step_00000005", state(0)).step == 5
+
+
 def test_damage_is_found(tmp_path: Path) -> None:
     path = save_checkpoint(tmp_path, state(5), (0, 0), keep=1)
-    weights = path / "state.safetensors"
-    content = bytearray(weights.read_bytes())
-    content[-1] ^= 1
-    weights.write_bytes(content)
-    with pytest.raises(RunError, match=r"step_00000005: the checkpoint is damaged"):
+    files = [file for file in (path / "state").rglob("*") if file.is_file() and file.stat().st_size]
+    for file in files:
+        whole = file.read_bytes()
+        file.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+        with pytest.raises(RunError, match=rf"step_00000005: the checkpoint is damaged.*{file.name} differs"):
+            load_checkpoint(path, state(0))
+        file.write_bytes(whole)
+    load_checkpoint(path, state(0))
+    files[0].unlink()
+    with pytest.raises(RunError, match=r"step_00000005: the checkpoint cannot be read"):
         load_checkpoint(path, state(0))
-    weights.unlink()
+    (path / "checkpoint.json").write_text("{}")
     with pytest.raises(RunError, match=r"step_00000005: the checkpoint cannot be read"):
         load_checkpoint(path, state(0))
 
