@@ -87,6 +87,15 @@ def test_a_checkpoint_goes_on_under_another_mesh_bit_for_bit(results: dict[str, 
         np.testing.assert_array_equal(results[mesh][name.replace("adam.state.", "resharded.")], values)
 
 
+@pytest.mark.parametrize("mesh", ["one", *MESHES])
+def test_a_plan_knows_what_each_device_holds(results: dict[str, Results], mesh: str) -> None:
+    found = results[mesh]
+    assert found["planned.weights"] == found["planned.gradients"] == found["held.weights"]
+    assert found["planned.teacher"] == found["held.teacher"]
+    if "adam.optimizer_bytes" in found:
+        assert found["planned.optimizer"] == found["adam.optimizer_bytes"]
+
+
 def test_each_device_holds_its_part(results: dict[str, Results]) -> None:
     whole = {name: results["one"][name] for name in results["one"] if name.startswith("bytes.")}
     for name, count in whole.items():

@@ -5,6 +5,7 @@ python worker.py FOLDER MESH...      MESH is "one" or as `--mesh` takes it; resu
 
 import os
 import sys
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,14 @@ import optax  # type: ignore[import-untyped]  # ships neither stubs nor py.typed
 from attar.distill.batches import Batch
 from attar.distill.checkpointing import list_checkpoints, load_checkpoint, save_checkpoint
 from attar.distill.methods.gkd import Gkd
+from attar.distill.plan import PlannedRun, model_bytes
 from attar.distill.rollout import sample_batch
 from attar.distill.step import OptimizerConfig, TrainState, init_state, make_optimizer, make_train_step
 from attar.distill.token_scores import score_examples
 from attar.engine.checkpoint import load_params, save_model
 from attar.engine.presets import PRESETS
 from attar.engine.sampling import SamplingParams
-from attar.engine.sharding import MeshShape, on_mesh, place_rows, to_host, weight_shardings
+from attar.engine.sharding import MeshShape, mesh_shape, on_mesh, place_rows, to_host, weight_shardings
 from attar.engine.transformer import Params, init_params
 
 STUDENT = PRESETS["tiny-gemma2"].replace(
@@ -96,7 +98,18 @@ def adam(student: Params, teacher: Params, folder: Path) -> dict[str, Any]:
     save_checkpoint(folder / "checkpoints", state, (0, 3), keep=1)
     loaded = read_back(folder, state)
     programs = step._cache_size()  # type: ignore[attr-defined]  # of a jitted function
-    return {"losses": losses, "drawn": np.array(drawn), "programs": programs, **flat("state.", loaded)}
+    return {
+        "losses": losses,
+        "drawn": np.array(drawn),
+        "programs": programs,
+        "optimizer_bytes": held_bytes((loaded.optimizer_state, loaded.step)),
+        **flat("state.", loaded),
+    }
+
+
+def held_bytes(tree: Any) -> int:
+    """Bytes of the first device's parts."""
+    return sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(tree))
 
 
 def read_back(folder: Path, like: TrainState) -> TrainState:
@@ -115,6 +128,9 @@ def run(folder: Path, mesh: str) -> None:
     with on_mesh(None if mesh == "one" else MeshShape.parse(mesh)):
         student, teacher = models(folder)
         results = {f"bytes.{name}": leaf.addressable_shards[0].data.nbytes for name, leaf in student["layers"].items()}
+        planned = model_bytes(PlannedRun(STUDENT, TEACHER, mesh_shape(), ROWS, PROMPT, compute_dtype="float32"))
+        results |= {f"planned.{name}": count for name, count in asdict(planned).items()}
+        results |= {"held.weights": held_bytes(student), "held.teacher": held_bytes(teacher)}
         results |= {f"parts.{k}": v for k, v in gradients(student, teacher, 2, True).items()}
         if thorough:
             results |= {f"plain.{k}": v for k, v in gradients(student, teacher, 1, False).items()}

@@ -26,6 +26,7 @@ COMMANDS = {
     "generate": Entry("attar.cli.generate", "Have a teacher answer the prompts of a data set."),
     "distill": Entry("attar.cli.distill", "Train a student from a teacher."),
     "merge": Entry("attar.cli.merge", "Fold a low-rank adapter into its model."),
+    "plan": Entry("attar.cli.plan", "Estimate memory, operations and days before training."),
     "quantize": Entry("attar.cli.quantize", "Round a checkpoint's weights and report what it costs."),
     "export": Entry("attar.cli.export", "Write a device file (GGUF, ONNX, TFLite) and verify it."),
     "chat": Entry("attar.cli.chat", "Talk to a model on its device runtime."),
@@ -62,7 +63,7 @@ class LazyGroup(click.Group):
 
 
 _EXTRAS = {
-    **dict.fromkeys(("label", "generate", "distill", "eval", "compare", "merge", "shape"), "train"),
+    **dict.fromkeys(("label", "generate", "distill", "plan", "eval", "compare", "merge", "shape"), "train"),
     **dict.fromkeys(("quantize", "export"), "export"),
 }
 
