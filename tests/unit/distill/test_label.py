@@ -44,7 +44,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory, config: LabelConfig) -> di
 
 @pytest.fixture(scope="module")
 def examples(teacher_folder: Path, data_file: Path) -> tuple[Example, ...]:
-    return load_examples(data_file, load_model(teacher_folder).tokenizer, Limits(56, 8)).examples
+    return tuple(load_examples(data_file, load_model(teacher_folder).tokenizer, Limits(56, 8)).examples)
 
 
 @pytest.fixture(scope="module")
