@@ -108,6 +108,10 @@ class FastTokenizer:
         """Whether a token ends a generation."""
         return token_id in self.eos_token_ids
 
+    def is_control(self, token_id: int, /) -> bool:
+        """Whether a token is left out of text, as `decode` does unless asked to keep it."""
+        return token_id in self._special_ids
+
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes that one token stands for; a control token gives its name.
 

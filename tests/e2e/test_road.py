@@ -101,7 +101,7 @@ def test_chat_holds_two_turns(road: Path, name: str, tmp_path: Path, monkeypatch
 def test_backends_say_the_same(road: Path) -> None:
     said = {
         name: run("chat", road / name, "-p", "copy abc", "-n", 12, "--temperature", 0, *exact).stdout
-        for name, exact in (("student.gguf", ["--exact"]), ("tflite/student.tflite", []))
+        for name, exact in (("student.gguf", ["--exact"]), ("student-onnx", []), ("tflite/student.tflite", []))
     }
     assert len(set(said.values())) == 1
 

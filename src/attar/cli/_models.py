@@ -6,13 +6,32 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import click
 
 from attar.cli._console import err
 from attar.runtime.chat import Continue, Message
 from attar.runtime.hub import cache_folder, resolve
+
+if TYPE_CHECKING:
+    from attar.engine._fast_tokenizer import FastTokenizer
+
+
+@dataclass(frozen=True)
+class ShownTokenizer:
+    """A tokenizer in Python as those of GGUF files are in C: control tokens have no bytes in the text that is shown."""
+
+    loaded: FastTokenizer
+
+    def encode(self, text: str, *, add_special: bool = False, parse_special: bool = True) -> list[int]:
+        return self.loaded.encode(text, add_special=add_special, parse_special=parse_special)
+
+    def token_bytes(self, token: int, /) -> bytes:
+        return b"" if self.loaded.is_control(token) else self.loaded.token_bytes(token)
+
+    def is_end(self, token: int, /) -> bool:
+        return self.loaded.is_end(token)
 
 
 class TextTokenizer(Protocol):
@@ -86,7 +105,7 @@ def open_voice(path: Path) -> Voice:
         loaded = load_tokenizer(path if path.is_dir() else path.parent)
         template = loaded.chat_template
         bos, eos = loaded.token_text(loaded.bos_token_id), loaded.token_text(next(iter(loaded.eos_token_ids), None))
-        tokenizer = loaded
+        tokenizer = ShownTokenizer(loaded)
     if template is None:
         return Voice(tokenizer, None)
 

@@ -210,7 +210,7 @@ def test_lambda_is_the_share_of_batches(fraction: float) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"method": "rl"}, "method must be one of sft, pretrain, gkd, got 'rl'"),
+        ({"method": "rl"}, "method must be one of sft, pretrain, gkd, uld, got 'rl'"),
         ({"schedule": "step"}, "schedule must be one of constant, linear, cosine"),
         ({"steps": 0}, "steps must be at least 1, got 0"),
         ({"learning_rate": float("nan")}, "learning_rate must be positive, got nan"),
