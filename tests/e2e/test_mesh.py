@@ -14,6 +14,8 @@ from safetensors.numpy import load_file
 
 from attar.distill.run_folder import read_metrics
 
+pytestmark = pytest.mark.slow
+
 OPTIONS = (
     "--student-layers 0,1 --steps 4 --batch-size 4 --max-new-tokens 8 --prompt-buckets 1 --learning-rate 1e-3 "
     "--checkpoint-every 2 --eval-every 4 --eval-examples 3 --lambda 0.5 --accumulation-steps 2"

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+pytestmark = pytest.mark.slow
+
 ALL_AXES = "data=2,fsdp=2,tensor=2"
 MESHES = ("data=8", "fsdp=8", ALL_AXES, "tensor=8")
 Results = Mapping[str, Any]
