@@ -6,15 +6,14 @@ Whoever goes on must do so under equal settings, and one process at a time.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from attar.distill.run_folder import RunError, sync_folder, write_text
+from attar.distill.run_folder import RunError, hold_folder, sync_folder, write_text
 
 
 class PartError(RuntimeError):
@@ -36,18 +35,13 @@ def open_parts(
     Raises:
       PartError: If the folder cannot be written, is in use, or was begun under other settings.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if not (folder / index_name).exists() and any(entry.name != ".lock" for entry in folder.iterdir()):
-            raise PartError(f"{folder}: holds files but no {index_name}; choose an empty or a new folder")
-        lock = (folder / ".lock").open("w")
-    except OSError as error:
-        raise PartError(f"{folder}: cannot be written: {error.strerror}; choose another") from None
-    with lock:
+    if folder.is_dir() and not (folder / index_name).exists() and any(e.name != ".lock" for e in folder.iterdir()):
+        raise PartError(f"{folder}: holds files but no {index_name}; choose an empty or a new folder")
+    with ExitStack() as held:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise PartError(f"{folder}: another process is writing here; wait for it or choose another") from None
+            held.enter_context(hold_folder(folder))
+        except RunError as error:
+            raise PartError(str(error)) from None
         _settle(folder / index_name, json.loads(json.dumps(settings)), told)
         yield
 

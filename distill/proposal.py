@@ -104,7 +104,10 @@ def propose(teacher: ModelConfig, budget: Budget, file_bytes: Callable[[ModelCon
     found = [proposal for style in STYLES if (proposal := _largest(teacher, budget, file_bytes, style))]
     if not found:
         smallest = estimate(pruned_shape(teacher, list(_ladder(teacher, "balanced"))[-1]), budget, file_bytes)
-        raise ProposalError(f"no student of this teacher is within the budget; the smallest takes {_spell(smallest)}")
+        raise ProposalError(
+            f"no student of this teacher is within the budget; the smallest takes {_spell(smallest)}, "
+            f"asked are at most {_spell_budget(budget)}"
+        )
     return found
 
 
@@ -179,3 +182,9 @@ def _round_down(size: int) -> int:
 
 def _spell(cost: Estimate) -> str:
     return f"{cost.file_bytes / 1e6:.1f} MB and {cost.seconds_per_token * 1e3:.2f} ms a token"
+
+
+def _spell_budget(budget: Budget) -> str:
+    size = None if budget.file_bytes is None else f"{budget.file_bytes:,} bytes"
+    pace = None if budget.seconds_per_token is None else f"{budget.seconds_per_token * 1e3:.2f} ms a token"
+    return " and ".join(bound for bound in (size, pace) if bound is not None)

@@ -30,24 +30,22 @@ class RunError(RuntimeError):
 
 
 @contextmanager
-def open_run(folder: Path) -> Iterator[None]:
-    """Makes the folder and holds its lock, which ends with the process even when that is killed.
+def hold_folder(folder: Path) -> Iterator[None]:
+    """Makes a folder and holds its lock, which ends with the process even when that is killed.
 
     Raises:
-      RunError: If the folder cannot be written, or another process trains in it.
+      RunError: If the folder cannot be written, or another process holds it.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / ".lock").open("w")
     except OSError as error:
-        raise RunError(f"{folder}: the run folder cannot be written: {error.strerror}; choose another") from None
+        raise RunError(f"{folder}: the folder cannot be written: {error.strerror}; choose another") from None
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise RunError(
-                f"{folder}: another process is training in this run folder; wait for it or choose another"
-            ) from None
+            raise RunError(f"{folder}: another process is at work here; wait for it or choose another folder") from None
         yield
 
 

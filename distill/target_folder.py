@@ -157,6 +157,8 @@ class TargetFolder:
     """
 
     def __init__(self, folder: Path) -> None:
+        if not (folder / INDEX).is_file():
+            raise PartError(f"{folder}: holds no {INDEX}; give a folder that `attar label` wrote")
         index = read_index(folder / INDEX)
         if index.get("format") != _FORMAT:
             raise PartError(f"{folder / INDEX}: must have the format {_FORMAT!r}, got {index.get('format')!r}")

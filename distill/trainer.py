@@ -37,7 +37,7 @@ from attar.distill.progress import Callback, Pace, Silent, StepReport
 from attar.distill.report import write_report
 from attar.distill.rewarded_rollout import make_rollout
 from attar.distill.rollout import sample_batch
-from attar.distill.run_folder import MetricsLog, RunError, SilentLog, open_run, settle_config
+from attar.distill.run_folder import MetricsLog, RunError, SilentLog, hold_folder, settle_config
 from attar.distill.run_inputs import (
     held_out_buckets,
     load_data,
@@ -112,7 +112,7 @@ def train(config: TrainConfig, run_dir: Path, callback: Callback | None = None) 
     with on_mesh(config.mesh):
         if not is_first():
             return _prepare(config, run_dir, callback or Silent()).finish()
-        with open_run(run_dir), MetricsFollower(run_dir, config.log) as follower:
+        with hold_folder(run_dir), MetricsFollower(run_dir, config.log) as follower:
             return _prepare(config, run_dir, Several(follower, callback or Silent())).finish()
 
 

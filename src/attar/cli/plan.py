@@ -24,6 +24,7 @@ from attar.engine.checkpoint import load_config
 from attar.engine.config import ModelConfig
 from attar.engine.presets import PRESETS
 from attar.engine.sharding import copied_weights
+from attar.runtime.hub import HubError
 
 _POSITIVE = click.IntRange(1)
 _ABOVE_0 = click.FloatRange(0, min_open=True)
@@ -118,7 +119,12 @@ def command(
 
 
 def _model(name: str) -> ModelConfig:
-    return PRESETS[name] if name in PRESETS else load_config(Path(model_source(name)))
+    if name in PRESETS:
+        return PRESETS[name]
+    try:
+        return load_config(Path(model_source(name)))
+    except HubError as error:
+        raise click.ClickException(f"{error}; shapes known by name: {', '.join(PRESETS)}") from None
 
 
 def _device(preset: Hardware, peak: float | None, memory_gb: float | None, bandwidth_gb: float | None) -> Hardware:

@@ -140,7 +140,7 @@ def test_folders_of_other_things_and_in_use_are_refused(tmp_path: Path, config: 
         label(config, tmp_path)
     with (
         open_parts(tmp_path / "new", "index.json", {}),
-        pytest.raises(PartError, match="another process is writing here"),
+        pytest.raises(PartError, match="another process is at work here"),
         open_parts(tmp_path / "new", "index.json", {}),
     ):
         pass

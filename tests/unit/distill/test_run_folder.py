@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from attar.distill.run_folder import MetricsLog, RunError, open_run, read_metrics, settle_config, write_text
+from attar.distill.run_folder import MetricsLog, RunError, hold_folder, read_metrics, settle_config, write_text
 
 
 def test_an_equal_configuration_resumes(tmp_path: Path) -> None:
@@ -67,15 +67,15 @@ def test_a_full_disk_is_one_clear_line(tmp_path: Path) -> None:
 
 
 def test_a_folder_in_use_is_refused(tmp_path: Path) -> None:
-    with open_run(tmp_path), pytest.raises(RunError, match="another process is training"), open_run(tmp_path):
+    with hold_folder(tmp_path), pytest.raises(RunError, match="another process is at work here"), hold_folder(tmp_path):
         pass
-    with open_run(tmp_path):  # the lock went with its holder
+    with hold_folder(tmp_path):  # the lock went with its holder
         pass
 
 
 def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(RunError, match="the run folder cannot be written"), open_run(tmp_path / "file" / "run"):
+    with pytest.raises(RunError, match="the folder cannot be written"), hold_folder(tmp_path / "file" / "run"):
         pass
 
 

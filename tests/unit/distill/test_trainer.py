@@ -197,7 +197,7 @@ def test_bad_inputs_are_refused(tmp_path: Path, settings: dict[str, Any], data_f
         train(TrainConfig(**{**settings, "max_new_tokens": 64}), tmp_path / "c")
     with pytest.raises(DataError, match="the prompt must have at most 12 tokens"):
         train(TrainConfig(**{**settings, "max_prompt_tokens": 12}), tmp_path / "d")
-    with pytest.raises(RunError, match="run folder cannot be written"):
+    with pytest.raises(RunError, match="the folder cannot be written"):
         train(TrainConfig(**settings), data_file / "run")
 
 
