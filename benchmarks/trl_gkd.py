@@ -35,6 +35,7 @@ ROWS = 512
 FIRST_WORD = 3 + 256  # after the special tokens and the bytes
 WARM_STEPS = 2
 MODES = ("on_policy", "supervised")
+PRECISIONS = ("float32", "bf16")
 BARS = {"on_policy": 2.2, "supervised": 2.0, "rss": 1 / 0.7}
 LOSS_TOLERANCE = 1e-4
 
@@ -137,8 +138,9 @@ def measure(command: Sequence[str | Path], what: str) -> Run:
     return Run(statistics.median(seconds[WARM_STEPS:]), seconds[0], losses[0], found["peak_rss_bytes"])
 
 
-def run_round(python: Path, folder: Path, mode: str, batch: int, steps: int, threads: int) -> dict[str, Run]:
+def run_round(python: Path, folder: Path, mode: str, batch: int, chosen: argparse.Namespace) -> dict[str, Run]:
     """Every trainer once."""
+    steps, threads = chosen.steps, os.cpu_count() or 1
     driver = Path(__file__).with_name("trl_driver.py")
     numbers = [str(batch), str(steps), str(NEW)]
     attar = [sys.executable, "-m", "benchmarks.trainer_driver", folder]
@@ -147,7 +149,7 @@ def run_round(python: Path, folder: Path, mode: str, batch: int, steps: int, thr
     found = {"attar": measure([*attar, mode, *numbers], f"attar, {mode}, batch {batch}")}
     kinds = ("gkd", "distillation") if mode == "on_policy" else ("gkd",)
     for kind in kinds:
-        for precision in ("float32", "bf16"):
+        for precision in chosen.precisions:
             name = f"TRL {kind}, {precision}"
             command = [python, driver, folder, kind, mode, *numbers, str(threads), precision, order]
             found[name] = measure(command, f"{name}, {mode}, batch {batch}")
@@ -167,7 +169,8 @@ def ratios_of(runs: dict[tuple[str, int], list[dict[str, Run]]]) -> dict[str, fl
             )
 
         found[f"{mode}_{batch}"] = ratio("step_seconds", "float32")
-        found[f"{mode}_{batch}_bf16"] = ratio("step_seconds", "bf16")
+        if any(name.endswith("bf16") for name in rounds[0]):
+            found[f"{mode}_{batch}_bf16"] = ratio("step_seconds", "bf16")
         found[f"{mode}_{batch}_amortised"] = ratio("amortised", "float32")
         found[f"rss_{mode}_{batch}"] = ratio("peak_rss_bytes", "float32")
     return found
@@ -232,6 +235,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batches", type=count, nargs="+", default=[8, 32])
     parser.add_argument("--modes", choices=MODES, nargs="+", default=list(MODES))
+    parser.add_argument(
+        "--precisions",
+        choices=PRECISIONS,
+        nargs="+",
+        default=list(PRECISIONS),
+        help="of TRL's products; a CPU without instructions for bf16 takes minutes a step in it (default: both)",
+    )
     parser.add_argument("--steps", type=count, default=8, help="of a process, the first two among them")
     parser.add_argument("--rounds", type=count, default=3)
     parser.add_argument("--quick", action="store_true", help="one round at batch 8")
@@ -247,13 +257,15 @@ def main() -> int:
         chosen.batches, chosen.rounds, chosen.steps = [8], 1, 5
     if chosen.steps <= WARM_STEPS:
         parser.error(f"--steps must be more than {WARM_STEPS}, got {chosen.steps}")
-    python, folder, threads = environment_python("trl", chosen.trl_python, TRL), make_inputs(), os.cpu_count() or 1
+    if "float32" not in chosen.precisions:
+        parser.error("--precisions must name float32, which is what the bars are about")
+    python, folder = environment_python("trl", chosen.trl_python, TRL), make_inputs()
     runs: dict[tuple[str, int], list[dict[str, Run]]] = {}
     for number in range(chosen.rounds):
         for mode in chosen.modes:
             for batch in chosen.batches:
                 say(f"round {number + 1} of {chosen.rounds}: {mode}, batch {batch}")
-                runs.setdefault((mode, batch), []).append(run_round(python, folder, mode, batch, chosen.steps, threads))
+                runs.setdefault((mode, batch), []).append(run_round(python, folder, mode, batch, chosen))
     ratios, gaps = ratios_of(runs), loss_gaps(runs)
     if chosen.json:
         named = {

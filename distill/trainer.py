@@ -1,8 +1,7 @@
 """Trains a student in a run folder; a run that was killed goes on from its last checkpoint to the same weights.
 
-Nothing random has state of its own: the data order depends on (seed, epoch), the λ draw and the sampling key of a
-step on (seed, step). A step is therefore a function of the TrainState and its number, and a resumed run repeats
-the steps after the checkpoint exactly.
+A step is a function of the TrainState and its number (see `training_batches`), so a resumed run repeats the steps after
+the checkpoint exactly.
 """
 
 from __future__ import annotations
@@ -16,15 +15,14 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Array
 from safetensors import SafetensorError
 
 from attar.distill.adapters import save_adapter
 from attar.distill.alignment import shared_tokens
-from attar.distill.batches import Batch, choose_buckets
+from attar.distill.batches import choose_buckets
 from attar.distill.checkpointing import list_checkpoints, load_checkpoint, save_checkpoint
 from attar.distill.config import TrainConfig
-from attar.distill.counted import AnyBatch, completion_tokens, row_utilization
+from attar.distill.counted import AnyBatch, row_utilization
 from attar.distill.data import DataSet
 from attar.distill.evaluate import EvalSettings, Evaluation, Network, evaluate
 from attar.distill.example_results import results_path, write_results
@@ -35,30 +33,25 @@ from attar.distill.methods.uld import Uld
 from attar.distill.models import RunModels, load_models
 from attar.distill.progress import Callback, Pace, Silent, StepReport
 from attar.distill.report import write_report
-from attar.distill.rewarded_rollout import make_rollout
-from attar.distill.rollout import sample_batch
 from attar.distill.run_folder import MetricsLog, RunError, SilentLog, hold_folder, settle_config
 from attar.distill.run_inputs import (
     held_out_buckets,
     load_data,
-    open_stream,
     open_targets,
-    open_teacher_reader,
     resolved_config,
 )
 from attar.distill.step import (
-    ComputeDtype,
     StepMetrics,
-    cast_matrices,
     init_state,
     learning_rate_schedule,
     make_optimizer,
     make_train_step,
 )
 from attar.distill.target_folder import TargetFolder
+from attar.distill.training_batches import StepBatch, TrainingBatches, in_dtype
 from attar.engine.checkpoint import save_model
 from attar.engine.processes import by_first, is_first
-from attar.engine.sharding import on_mesh, place_rows, weight_shardings
+from attar.engine.sharding import on_mesh, weight_shardings
 from attar.engine.transformer import Params
 
 # Paths may change between start and resumption, since the content behind them is compared by hash.
@@ -76,8 +69,6 @@ CHANGEABLE = frozenset(
         "versions",
     }
 )
-
-_COIN = 1  # tells the λ draws' random numbers from others made of (seed, step)
 
 
 @dataclass(frozen=True)
@@ -133,11 +124,6 @@ def _prepare(config: TrainConfig, run_dir: Path, callback: Callback) -> _Run:
     return run
 
 
-def draws_on_policy(seed: int, step: int, fraction: float) -> bool:
-    """One draw of u in [0, 1) per batch: on-policy if u < λ, so never for λ = 0 and always for λ = 1."""
-    return bool(np.random.default_rng([seed, step, _COIN]).random() < fraction)
-
-
 class _Run:
     """One run in progress: what it reads, its state, and its log."""
 
@@ -155,14 +141,10 @@ class _Run:
         self._run_dir = run_dir
         self._callback = callback
         self._student = models.student.config
-        self._teacher = models.teacher and _in_dtype(models.teacher, config.compute_dtype)
+        self._teacher = models.teacher and in_dtype(models.teacher, config.compute_dtype)
         self._tokenizer = models.tokenizer
         self._tokenizer_source = models.tokenizer_source
         self._held_out = held_out
-        self._targets = targets
-        self._examples = data.examples
-        self._rollout = make_rollout(config, self._tokenizer)
-        self._teacher_reader = open_teacher_reader(config, models)
         self._method = _for_vocabularies(config.make_method(), models)
         self._parametrization = config.make_parametrization(self._student)
         self._optimizer = make_optimizer(config.optimizer_config())
@@ -170,7 +152,7 @@ class _Run:
         self._learning_rates = np.asarray(jax.vmap(schedule)(np.arange(config.steps)))  # of each step, for the log
         self._pace = Pace()
         buckets = choose_buckets(data, config.prompt_buckets, config.completion_buckets)
-        self._stream = open_stream(config, models, data, buckets)
+        self._batches = TrainingBatches(config, models, data, targets, buckets)
         # Packed rows share no shape with what is evaluated, which then chooses its own.
         self._eval_buckets = None if held_out is None or config.pack else held_out_buckets(buckets, held_out)
         self._train_step = make_train_step(
@@ -227,46 +209,10 @@ class _Run:
 
     def _step(self, step: int) -> None:
         began = time.perf_counter()
-        batch = place_rows(self._read(step))
-        told: dict[str, float] = {}
-        on_policy = draws_on_policy(self._config.seed, step, self._method.on_policy_fraction)
-        if on_policy:
-            assert isinstance(batch, Batch)  # as a configuration that packs has λ = 0
-            sampled, told = self._sample(batch, step)
-            batch = place_rows(sampled)
-        if self._teacher_reader is not None:
-            assert isinstance(batch, Batch)  # as uld refuses to pack
-            batch = place_rows(self._teacher_reader.view(batch, self._stream.members(step)))
+        read = self._batches.read(step, self._network)
         teacher = self._teacher if self._method.needs_teacher else None
-        self._state, metrics = self._train_step(self._state, teacher and teacher.params, batch, self._frozen)
-        self._report(step + 1, batch, on_policy, metrics, began, told)
-
-    def _read(self, step: int) -> AnyBatch:
-        """The data's batch of a step, with what is stored for it."""
-        batch = self._stream.batch(step)
-        if self._targets is None:
-            return batch
-        num_positions = completion_tokens(batch).shape[1]
-        return batch._replace(stored=self._targets.rows(self._stream.members(step), num_positions))
-
-    def _sample(self, batch: Batch, step: int) -> tuple[Batch, dict[str, float]]:
-        """The batch with the student's answers, and what the log is told of them."""
-        params = _in_dtype(self._network(), self._config.compute_dtype).params
-        key = _step_key(self._config.seed, step)
-        if self._rollout is not None:
-            examples = [self._examples[index] for (index,) in self._stream.members(step)]
-            rewarded, reward = self._rollout.sample(params, self._student, batch, examples, key)
-            return rewarded, {"reward": reward}
-        sampled = sample_batch(
-            params,
-            self._student,
-            batch,
-            max_new_tokens=self._config.max_new_tokens,
-            sampling=self._config.sampling_params(),
-            eos_token_ids=self._tokenizer.eos_token_ids,
-            key=key,
-        )
-        return sampled, {}
+        self._state, metrics = self._train_step(self._state, teacher and teacher.params, read.batch, self._frozen)
+        self._report(step + 1, read, metrics, began)
 
     def _network(self) -> Network:
         """The student as it computes now."""
@@ -275,11 +221,9 @@ class _Run:
     def _report(
         self,
         step: int,
-        batch: AnyBatch,
-        on_policy: bool,
+        read: StepBatch,
         metrics: StepMetrics,
         began: float,
-        told: dict[str, float],
     ) -> None:
         """Logs one step; reading the loss waits for the device."""
         loss, grad_norm, tokens = float(metrics.loss), float(metrics.grad_norm), int(metrics.completion_tokens)
@@ -290,21 +234,20 @@ class _Run:
                 "start again in another folder with a lower learning_rate or a longer warm-up"
             )
         learning_rate = float(self._learning_rates[step - 1])
-        self._pace.add(
-            (int(on_policy), *(size for leaf in jax.tree.leaves(batch) for size in leaf.shape)), seconds, tokens
-        )
+        sizes = (size for leaf in jax.tree.leaves(read.batch) for size in leaf.shape)
+        self._pace.add((int(read.on_policy), *sizes), seconds, tokens)
         report = StepReport(
             step,
             self._config.steps,
             loss,
             grad_norm,
             learning_rate,
-            on_policy,
+            read.on_policy,
             self._pace.tokens_per_second,
             self._pace.eta_seconds(self._config.steps - step),
         )
-        values = {"loss": loss, "grad_norm": grad_norm, "learning_rate": learning_rate, "on_policy": on_policy}
-        self._log.write(step, {"kind": "train", **values, **told, **self._amounts(batch, tokens, seconds)})
+        values = {"loss": loss, "grad_norm": grad_norm, "learning_rate": learning_rate, "on_policy": read.on_policy}
+        self._log.write(step, {"kind": "train", **values, **read.told, **self._amounts(read.batch, tokens, seconds)})
         self._callback.on_step(report)
 
     def _amounts(self, batch: AnyBatch, tokens: int, seconds: float) -> dict[str, Any]:
@@ -318,7 +261,7 @@ class _Run:
         self._callback.on_stage("evaluating")
         student = self._network()
         settings = EvalSettings(self._config.batch_size, self._config.max_new_tokens, self._config.seed)
-        teacher = None if self._teacher_reader is not None else self._teacher  # of the same vocabulary
+        teacher = None if self._batches.other_vocabulary else self._teacher  # of the same vocabulary
         evaluation = evaluate(student, teacher, self._tokenizer, self._held_out, settings, self._eval_buckets)
         by_first(lambda: write_results(results_path(self._run_dir, step), evaluation.results))
         scores = {name: asdict(interval) for name, interval in evaluation.scores.items()}
@@ -337,7 +280,7 @@ class _Run:
     def _save(self, step: int) -> None:
         self._log.sync()
         folder = self._run_dir / "checkpoints"
-        save_checkpoint(folder, self._state, self._stream.position(step), self._config.keep_checkpoints)
+        save_checkpoint(folder, self._state, self._batches.position(step), self._config.keep_checkpoints)
 
     def _is_due(self, step: int, every: int) -> bool:
         return step % every == 0 or step == self._config.steps
@@ -368,20 +311,9 @@ class _Run:
         by_first(lambda: save_adapter(self._run_dir / "adapter", lora, self._state.params, base, provenance))
 
 
-_cast = jax.jit(cast_matrices, static_argnames="dtype")
-
-
-def _in_dtype(network: Network, dtype: ComputeDtype) -> Network:
-    return network if dtype == "float32" else Network(_cast(network.params, dtype), network.config)
-
-
 def _for_vocabularies(method: Method, models: RunModels) -> Method:
     """The method with what it must know of the two vocabularies."""
     if not isinstance(method, Uld) or models.teacher is None or models.teacher_tokenizer is None:
         return method
     rows = models.student.config.vocab_size, models.teacher.config.vocab_size
     return replace(method, shared=shared_tokens(models.tokenizer, models.teacher_tokenizer, *rows))
-
-
-def _step_key(seed: int, step: int) -> Array:
-    return jax.random.fold_in(jax.random.key(seed), step)

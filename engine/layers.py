@@ -5,6 +5,8 @@ Weights are `[out, in]`, as in Hugging Face checkpoints, and are contracted on t
 
 from __future__ import annotations
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
@@ -17,7 +19,37 @@ Layer = dict[str, Array]
 
 def linear(x: Float[Array, "*batch in"], weight: Float[Array, "out in"]) -> Float[Array, "*batch out"]:
     """x times the transpose of `weight`, without bias."""
-    return jax.lax.dot_general(x, weight, (((x.ndim - 1,), (1,)), ((), ())))  # [..., out]
+    return _product(x, weight, jnp.result_type(x, weight))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _product(x: Array, weight: Array, dtype: jnp.dtype) -> Array:
+    """x [..., in] times the transpose of weight [out, in], summed in `dtype`: [..., out]."""
+    return jax.lax.dot_general(x, weight, (((x.ndim - 1,), (1,)), ((), ())), preferred_element_type=dtype)
+
+
+def _product_forward(x: Array, weight: Array, dtype: jnp.dtype) -> tuple[Array, tuple[Array, Array]]:
+    return _product(x, weight, dtype), (x, weight)
+
+
+def _product_backward(dtype: jnp.dtype, kept: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
+    """The weight's gradient is the product that transposes the narrower of x and the output's gradient.
+
+    A CPU writes the transposed operand out, with the elementwise work that led to it, column by column: where the
+    output is four times as wide as x, as in an MLP, that took as long as the product.
+    """
+    x, weight = kept
+    dot = partial(jax.lax.dot_general, preferred_element_type=dtype)
+    batch = tuple(range(x.ndim - 1))
+    d_x = dot(gradient, weight, (((x.ndim - 1,), (0,)), ((), ())))  # [..., in]
+    if weight.shape[0] > weight.shape[1]:
+        d_weight = dot(x, gradient, ((batch, batch), ((), ()))).T  # [in, out] -> [out, in]
+    else:
+        d_weight = dot(gradient, x, ((batch, batch), ((), ())))  # [out, in]
+    return d_x.astype(x.dtype), d_weight.astype(weight.dtype)
+
+
+_product.defvjp(_product_forward, _product_backward)
 
 
 def rms_norm(
@@ -58,8 +90,7 @@ def head_logits(
     hidden: Float[Array, "*batch D"], table: Float[Array, "V D"], cap: float | None
 ) -> Float[Array, "*batch V"]:
     """Logits of hidden states over the rows of a table: float32, whatever the inputs are, and soft-capped."""
-    contract = (((hidden.ndim - 1,), (1,)), ((), ()))
-    return soft_cap(jax.lax.dot_general(hidden, table, contract, preferred_element_type=jnp.float32), cap)
+    return soft_cap(_product(hidden, table, jnp.dtype(jnp.float32)), cap)
 
 
 def embed(table: Float[Array, "V D"], tokens: Int[Array, "B T"], scaled: bool) -> Float[Array, "B T D"]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -33,4 +34,6 @@ def one_line_errors() -> Iterator[None]:
 def _describe_os_error(error: OSError) -> str:
     place = error.filename2 or error.filename
     reason = error.strerror or str(error)
+    if isinstance(error, FileExistsError | NotADirectoryError) and place and not os.path.isdir(place):
+        reason = "is a file where a folder is wanted; choose another place"
     return f"{place}: {reason}" if place else reason

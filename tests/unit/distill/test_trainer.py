@@ -14,7 +14,8 @@ from attar.distill.evaluate import Evaluation
 from attar.distill.example_results import read_results, results_path
 from attar.distill.progress import Pace, StepReport
 from attar.distill.run_folder import RunError, read_metrics
-from attar.distill.trainer import draws_on_policy, train
+from attar.distill.trainer import train
+from attar.distill.training_batches import draws_on_policy
 from attar.engine.checkpoint import CheckpointError, load_config, load_model, save_model
 from attar.engine.config import ModelConfig
 from attar.engine.transformer import init_params
