@@ -50,6 +50,7 @@ from attar.distill.step import (
 from attar.distill.target_folder import TargetFolder
 from attar.distill.training_batches import StepBatch, TrainingBatches, in_dtype
 from attar.engine.checkpoint import save_model
+from attar.engine.compiler_memory import give_back_after_compiling
 from attar.engine.processes import by_first, is_first
 from attar.engine.sharding import on_mesh, weight_shardings
 from attar.engine.transformer import Params
@@ -100,6 +101,7 @@ def train(config: TrainConfig, run_dir: Path, callback: Callback | None = None) 
       DataError: If the data cannot be used.
       CheckpointError: If a model cannot be read.
     """
+    give_back_after_compiling()
     with on_mesh(config.mesh):
         if not is_first():
             return _prepare(config, run_dir, callback or Silent()).finish()
