@@ -28,8 +28,8 @@ def give_back_after_compiling() -> bool:
     if trim is None:
         return False
 
-    def listen(event: str, seconds: float, **_: Any) -> None:
-        if event == _COMPILED and seconds > _LONG_SECONDS:
+    def listen(event: str, duration_secs: float, **_: Any) -> None:  # named as jax has it
+        if event == _COMPILED and duration_secs > _LONG_SECONDS:
             trim(0)
 
     jax.monitoring.register_event_duration_secs_listener(listen)

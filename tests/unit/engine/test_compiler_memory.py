@@ -43,7 +43,11 @@ def test_a_long_compilation_is_followed_by_giving_back(monkeypatch: pytest.Monke
 
 def test_the_event_is_jaxs(monkeypatch: pytest.MonkeyPatch) -> None:
     heard: list[str] = []
-    jax.monitoring.register_event_duration_secs_listener(lambda event, seconds, **_: heard.append(event))
+
+    def listen(event: str, duration_secs: float, **_: Any) -> None:
+        heard.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
     jax.jit(lambda x: x * 3.25 + 1.125)(2.0)
     assert COMPILED in heard
 
