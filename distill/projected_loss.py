@@ -20,11 +20,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree
 
-from attar.engine.layers import head_logits
+from attar.engine.layers import head_logits, soft_cap, table_products
 from attar.engine.sharding import over_row_shards
 
 # Logits of one model that are held at once, 16 MB in float32: enough for the products to run at full speed.
 CHUNK_LOGITS = 1 << 22
+# Numbers of the table's gradient that are added to at once.
+TABLE_PART = 1 << 22
 
 Total = TypeVar("Total")
 
@@ -136,13 +138,12 @@ def _forward(
         def add(total: tuple[Array, Head], at: Array, chunk: _Chunk) -> tuple[Array, Head]:
             loss, gradient = total
 
-            def value(hidden: Array, table: Array) -> Array:
-                return _chunk_loss(token_loss, config, tables._replace(student=table), chunk._replace(student=hidden))
-
-            part, (d_hidden, d_table) = jax.value_and_grad(value, argnums=(0, 1))(chunk.student, tables.student)
+            products, pull_back = jax.vjp(lambda h: table_products(h, tables.student), chunk.student)  # [B, n, V]
+            part, d_products = jax.value_and_grad(partial(_products_loss, token_loss, config, tables, chunk))(products)
+            (d_hidden,) = pull_back(d_products)
             before = jax.lax.dynamic_slice_in_dim(gradient.hidden, at, d_hidden.shape[1], axis=1)  # of an overlap
             hidden = jax.lax.dynamic_update_slice_in_dim(gradient.hidden, before + d_hidden, at, axis=1)
-            return loss + part, Head(hidden, gradient.table + d_table.astype(jnp.float32))
+            return loss + part, Head(hidden, _add_outer(gradient.table, d_products, chunk.student))
 
         zeros = Head(jnp.zeros_like(whole.student), jnp.zeros(tables.student.shape, jnp.float32))
         loss, gradient = _fold(add, (jnp.zeros(()), zeros), config, whole)
@@ -184,9 +185,33 @@ def _rows_and_tables(student: Head, teacher: Head | None, labels: PyTree, weight
     return whole, _Tables(student.table, None if teacher is None else teacher.table)
 
 
+def _add_outer(total: Array, d_products: Array, hidden: Array) -> Array:
+    """total [V, D] + Σ d_products [B, n, V] ⊗ hidden [B, n, D], some rows at a time, without a second table."""
+    V, D = total.shape
+    rows = min(V, max(1, TABLE_PART // D))
+
+    def add(i: Array, total: Array) -> Array:
+        begin = jnp.minimum(i * rows, V - rows)  # the last part reaches back, and adds what is new
+        columns = jax.lax.dynamic_slice_in_dim(d_products, begin, rows, axis=2)
+        columns = jnp.where(begin + jnp.arange(rows) >= i * rows, columns, 0.0)
+        contract = (((0, 1), (0, 1)), ((), ()))
+        outer = jax.lax.dot_general(hidden, columns, contract, preferred_element_type=jnp.float32).T  # [rows, D]
+        before = jax.lax.dynamic_slice_in_dim(total, begin, rows, axis=0)
+        return jax.lax.dynamic_update_slice_in_dim(total, before + outer, begin, axis=0)
+
+    return jax.lax.fori_loop(0, -(-V // rows), add, total)
+
+
 def _logits_and_labels(config: HeadConfig, tables: _Tables, chunk: _Chunk) -> tuple[Array, PyTree, Array | None]:
     """What a loss reads: logits [B, n, V] of the student, labels, logits of the teacher."""
-    logits = head_logits(chunk.student, tables.student, config.student_cap)[..., : config.vocab_size]
+    return _read_products(config, tables, chunk, table_products(chunk.student, tables.student))
+
+
+def _read_products(
+    config: HeadConfig, tables: _Tables, chunk: _Chunk, products: Array
+) -> tuple[Array, PyTree, Array | None]:
+    """The same from the products [B, n, V] of the student's hidden states with its table."""
+    logits = soft_cap(products, config.student_cap)[..., : config.vocab_size]
     if tables.teacher is None or chunk.teacher is None:
         return logits, chunk.labels, None
     size = config.teacher_vocab_size or config.vocab_size
@@ -196,7 +221,12 @@ def _logits_and_labels(config: HeadConfig, tables: _Tables, chunk: _Chunk) -> tu
 
 def _chunk_loss(token_loss: TokenLoss, config: HeadConfig, tables: _Tables, chunk: _Chunk) -> Array:
     """Σ weights · token_loss of one chunk."""
-    values = token_loss(*_logits_and_labels(config, tables, chunk))
+    return _products_loss(token_loss, config, tables, chunk, table_products(chunk.student, tables.student))
+
+
+def _products_loss(token_loss: TokenLoss, config: HeadConfig, tables: _Tables, chunk: _Chunk, products: Array) -> Array:
+    """The same from the products [B, n, V] of the student's hidden states with its table."""
+    values = token_loss(*_read_products(config, tables, chunk, products))
     return jnp.sum(jnp.where(chunk.weights > 0.0, values, 0.0) * chunk.weights)
 
 

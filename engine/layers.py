@@ -90,7 +90,12 @@ def head_logits(
     hidden: Float[Array, "*batch D"], table: Float[Array, "V D"], cap: float | None
 ) -> Float[Array, "*batch V"]:
     """Logits of hidden states over the rows of a table: float32, whatever the inputs are, and soft-capped."""
-    return soft_cap(_product(hidden, table, jnp.dtype(jnp.float32)), cap)
+    return soft_cap(table_products(hidden, table), cap)
+
+
+def table_products(hidden: Float[Array, "*batch D"], table: Float[Array, "V D"]) -> Float[Array, "*batch V"]:
+    """Logits before the soft cap."""
+    return _product(hidden, table, jnp.dtype(jnp.float32))
 
 
 def embed(table: Float[Array, "V D"], tokens: Int[Array, "B T"], scaled: bool) -> Float[Array, "B T D"]:

@@ -78,11 +78,11 @@ class Task:
     teacher_rate: float = 2e-3
     start_steps: int = 200
     start_rate: float = 2e-3
-    steps: int = 150
+    steps: int = 100
     batch_size: int = 16
     rates: tuple[float, ...] = (5e-4, 1.5e-3, 4.5e-3)
-    scored: int = 400
-    divergences_of: int = 64
+    scored: int = 200
+    divergences_of: int = 48
 
 
 TASKS = {
