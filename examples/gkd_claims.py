@@ -4,7 +4,7 @@
     python -m examples.gkd_claims --task package_summaries --seeds 5   one line for a Debian package
     python -m examples.gkd_claims --task package_translations --pair en-de --seeds 3
 
-A teacher of some million weights is trained on the whole training part. A student a tenth its size is trained on few
+A teacher of some million weights is trained on the whole training part. A student a fifth its size is trained on few
 gold answers (`start`), and goes on from there by each arm, with the same prompts, batch size and number of steps:
 
     sft                   on with the gold answers
@@ -51,7 +51,7 @@ ARMS = [
 ]
 TUNING_SEED = 1000
 START = "start"
-TEACHER, STUDENT = Shape(160, 5), Shape(64, 2)
+TEACHER, STUDENT = Shape(160, 5), Shape(96, 3)
 
 
 @dataclass(frozen=True)
@@ -73,12 +73,12 @@ class Task:
     teacher: Shape = TEACHER
     student: Shape = STUDENT
     teacher_examples: int = 20000
-    gold_examples: int = 1000
+    gold_examples: int = 2000
     teacher_steps: int = 1200
     teacher_rate: float = 2e-3
-    start_steps: int = 200
-    start_rate: float = 2e-3
-    steps: int = 100
+    start_steps: int = 800
+    start_rate: float = 4e-3
+    steps: int = 150
     batch_size: int = 16
     rates: tuple[float, ...] = (5e-4, 1.5e-3, 4.5e-3)
     scored: int = 200
