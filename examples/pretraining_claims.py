@@ -78,6 +78,7 @@ class Claims:
             data=str(data),
             student=str(student),
             max_tokens=self.plan.window,
+            max_new_tokens=self.plan.window,  # texts have no answers, but the context must hold so many
             on_policy_fraction=0.0,
             normalization="token",
             steps=steps,
@@ -142,7 +143,7 @@ class Claims:
         """Scores the students' texts with the teacher once."""
         asked = LabelConfig(
             (str(self.texts),), str(self.teacher.model), tokens_per_position=self.plan.targets,
-            max_tokens=self.plan.window, batch_size=64,
+            max_tokens=self.plan.window, max_new_tokens=self.plan.window, batch_size=64,
         )  # fmt: skip
         with progress_bar() as bar:
             task = bar.add_task("teacher's targets", total=None, note="")
