@@ -199,7 +199,8 @@ def _add_outer(total: Array, d_products: Array, hidden: Array) -> Array:
         before = jax.lax.dynamic_slice_in_dim(total, begin, rows, axis=0)
         return jax.lax.dynamic_update_slice_in_dim(total, before + outer, begin, axis=0)
 
-    return jax.lax.fori_loop(0, -(-V // rows), add, total)
+    added: Array = jax.lax.fori_loop(0, -(-V // rows), add, total)
+    return added
 
 
 def _logits_and_labels(config: HeadConfig, tables: _Tables, chunk: _Chunk) -> tuple[Array, PyTree, Array | None]:

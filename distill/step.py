@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 import optax  # type: ignore[import-untyped]  # ships neither stubs nor py.typed
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PyTree
 
 from attar.distill.counted import AnyBatch, completion_hidden, counted_mask, counted_weights, labels, teacher_hidden
 from attar.distill.losses import Normalization
@@ -112,12 +112,12 @@ def clip_global_norm(max_norm: float) -> optax.GradientTransformation:
     multiplies in wherever the gradient is read.
     """
 
-    def update(gradient: Params, state: optax.OptState, _: Params | None = None) -> tuple[Params, optax.OptState]:
+    def scaled(gradient: optax.Updates, _: optax.Params | None) -> optax.Updates:
         norm = _global_norm(gradient)
         factor = jnp.where(norm > max_norm, max_norm / norm, 1.0)
-        return jax.tree.map(lambda leaf: leaf * factor, gradient), state
+        return jax.tree.map(lambda leaf: leaf * factor, gradient)
 
-    return optax.GradientTransformation(lambda _: optax.EmptyState(), update)
+    return optax.stateless(scaled)
 
 
 def init_state(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
@@ -255,7 +255,7 @@ def _accumulate(
     return total  # type: ignore[no-any-return]  # (loss, gradient like params)
 
 
-def _global_norm(tree: Params) -> Float[Array, ""]:
+def _global_norm(tree: PyTree) -> Float[Array, ""]:
     return jnp.sqrt(sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(tree)))
 
 
