@@ -119,17 +119,13 @@ def compare(model: str, rounds: Rounds, file_bytes: int, needs: Needs, machine: 
 
 
 def measure_rounds(program: Path, driver: Path, path: Path, plan: BenchPlan, rounds: int, options: list[str]) -> Rounds:
-    """Rounds of attar, llama.cpp with and without flash attention, attar again; the file is in the page cache before.
-
-    Of two processes each the better one counts, figure by figure: as many chances on both sides.
-    """
+    """Rounds of attar, llama.cpp with and llama.cpp without flash attention; the file is in the page cache before."""
     path.read_bytes()
     found = []
     for number in range(rounds):
         say(f"{path.name}: round {number + 1} of {rounds}")
-        before = measure_attar(program, path, plan, options)
+        attar = measure_attar(program, path, plan, options)
         peers = [measure_llama(driver, path, plan, flash=flash) for flash in (True, False)]
-        attar = better(before, measure_attar(program, path, plan, options))
         loads = [
             (measure_attar(program, path, LOADING, options), measure_llama(driver, path, LOADING, flash=False))
             for _ in range(LOADS)

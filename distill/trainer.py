@@ -220,13 +220,7 @@ class _Run:
         """The student as it computes now."""
         return Network(self._parametrization.effective(self._state.params, self._frozen), self._student)
 
-    def _report(
-        self,
-        step: int,
-        read: StepBatch,
-        metrics: StepMetrics,
-        began: float,
-    ) -> None:
+    def _report(self, step: int, read: StepBatch, metrics: StepMetrics, began: float) -> None:
         """Logs one step; reading the loss waits for the device."""
         loss, grad_norm, tokens = float(metrics.loss), float(metrics.grad_norm), int(metrics.completion_tokens)
         seconds = time.perf_counter() - began

@@ -104,6 +104,11 @@ def make_data(task: str, folder: Path, pair: package_translations.LanguagePair) 
         package_translations.build(folder, pair=pair, max_words=20)
 
 
+def _pairs(path: Path, count: int) -> Iterator[dict[str, str]]:
+    """Prompts and completions of a file's first rows, without what else the recipe tells of them."""
+    return ({"prompt": row["prompt"], "completion": row["completion"]} for row in read_rows(path, count))
+
+
 class Claims:
     """The runs of one task, in one folder."""
 
@@ -174,7 +179,7 @@ class Claims:
     def prepare(self) -> dict[str, Any]:
         """Vocabulary, untrained models, teacher and its answers; returns the teacher's scores."""
         task, train = self.task, self.data / "train.jsonl"
-        write_rows(self.folder / "teacher.jsonl", self._fitting(train, task.teacher_examples))
+        write_rows(self.folder / "teacher.jsonl", _pairs(train, task.teacher_examples))
         write_rows(self.gold, read_rows(self.folder / "teacher.jsonl", task.gold_examples))
         texts = (row["prompt"] + row["completion"] for row in read_rows(train, task.teacher_examples))
         write_tokenizer(texts, self.tokenizer, task.vocab_size)
@@ -192,10 +197,6 @@ class Claims:
             )  # fmt: skip
             write_completions(asked, self.folder / "seqkd.jsonl")
         return scores
-
-    def _fitting(self, path: Path, wanted: int) -> Iterator[dict[str, str]]:
-        """Prompts and completions alone."""
-        return ({"prompt": row["prompt"], "completion": row["completion"]} for row in read_rows(path, wanted))
 
     def tune(self) -> dict[str, float]:
         """Each arm's best learning rate on validation prompts, all arms with equally many tries."""
