@@ -22,14 +22,17 @@ def linear(x: Float[Array, "*batch in"], weight: Float[Array, "out in"]) -> Floa
     return _product(x, weight, jnp.result_type(x, weight))
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _product(x: Array, weight: Array, dtype: jnp.dtype) -> Array:
+def _dot(x: Array, weight: Array, dtype: jnp.dtype) -> Array:
     """x [..., in] times the transpose of weight [out, in], summed in `dtype`: [..., out]."""
     return jax.lax.dot_general(x, weight, (((x.ndim - 1,), (1,)), ((), ())), preferred_element_type=dtype)
 
 
+_product = jax.custom_vjp(_dot, nondiff_argnums=(2,))
+
+
 def _product_forward(x: Array, weight: Array, dtype: jnp.dtype) -> tuple[Array, tuple[Array, Array]]:
-    return _product(x, weight, dtype), (x, weight)
+    """The bare product, which policies of rematerialisation know as one; they would not look into `_product`."""
+    return _dot(x, weight, dtype), (x, weight)
 
 
 def _product_backward(dtype: jnp.dtype, kept: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:

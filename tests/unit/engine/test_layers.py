@@ -37,3 +37,17 @@ def test_products_keep_bfloat16_and_the_heads_logits_are_float32(size: int) -> N
     assert (d_x.dtype, d_weight.dtype) == (jnp.bfloat16, jnp.bfloat16)
     np.testing.assert_array_equal(np.asarray(d_x, np.float32), 0.5 * size)
     np.testing.assert_array_equal(np.asarray(d_weight, np.float32), 2.0)
+
+
+def test_products_are_kept_for_the_backward_pass_by_policies_that_keep_products() -> None:
+    """A policy does not look into a function with its own gradient: the backward pass took all products again."""
+
+    def layer(x: Array, weight: Array) -> Array:
+        return linear(jnp.sin(linear(x, weight)), weight)
+
+    policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+    kept = jax.checkpoint(layer, policy=policy)
+    gradient = jax.value_and_grad(lambda x, weight: kept(x, weight).sum(), argnums=(0, 1))
+    x, weight = jnp.ones((7, 4)), jnp.ones((4, 4))
+    text = jax.jit(gradient).lower(x, weight).as_text()
+    assert text.count("dot_general") == 6  # two forward, and two for each backward
