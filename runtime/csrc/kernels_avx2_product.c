@@ -78,15 +78,6 @@ static void prepare_units_of(uint32_t type, start_kind kind, int32_t bits, const
 
 // --- spans ----------------------------------------------------------------------------------------------------
 
-// n int8 (a multiple of 32) -> int16, each four in the order 0, 2, 1, 3.
-static void widen(const int8_t *q, int32_t n, int16_t *words) {
-    for (int32_t i = 0; i < n; i += 16) {
-        const __m256i v = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)(q + i)));
-        const __m256i ordered = _mm256_shufflehi_epi16(_mm256_shufflelo_epi16(v, 0xD8), 0xD8);
-        _mm256_store_si256((__m256i *)(words + i), ordered);
-    }
-}
-
 // Units of `tokens` tokens from token t0 on, each block's side by side.
 static void prepare_blocks(const attar_weight *w, attar_act x, const attar_product *product, start_kind kind,
                            int32_t g0, int32_t n, int32_t t0, int32_t tokens, attar_unit *unit) {
@@ -120,22 +111,10 @@ attar_span attar_avx2_prepare_pairs(const attar_weight *w, attar_act x, const at
     return span_in_place(w, x, g0, n, t0, tokens, memory->unit);
 }
 
-attar_span attar_avx2_prepare_widened(const attar_weight *w, attar_act x, const attar_product *product, int32_t g0,
-                                      int32_t n, int32_t t0, int32_t tokens, attar_span_memory *memory) {
-    prepare_blocks(w, x, product, START_LANES, g0, n, t0, tokens, memory->unit);
-    const attar_span span = span_in_place(w, x, g0, n, t0, tokens, memory->unit);
-    const int32_t values = n * ATTAR_GROUP;
-    for (int32_t t = 0; t < tokens; t++) {
-        widen((const int8_t *)span.q + t * span.q_stride, values, memory->q + t * values);
-    }
-    return (attar_span){(const uint8_t *)memory->q, memory->unit, values * (int64_t)sizeof(int16_t), tokens, n};
-}
-
 // --- the table's entry ----------------------------------------------------------------------------------------
 
 void attar_avx2_matmul(const attar_weight *w, int32_t row0, int32_t row1, attar_act x, int32_t n_tokens, float *y,
                        int64_t ldy) {
-    const bool words = x.bits == 16 || w->type == ATTAR_Q8_0;
-    const attar_product product = words ? attar_avx2_words(w->type, x.bits) : attar_avx2_bytes(w->type);
+    const attar_product product = x.bits == 16 ? attar_avx2_words(w->type) : attar_avx2_bytes(w->type);
     multiply_spans(w, row0, row1, x, n_tokens, y, ldy, &product);
 }

@@ -1,5 +1,5 @@
 // kernels_avx2_words.c: packed values of any type times int16 activations by vpmaddwd, which adds two products to 32
-// bits: 16-bit activations, and 8-bit ones, widened, with Q8_0, whose products of bytes would not fit vpmaddubsw.
+// bits.
 // 32 products |u a| <= 255 * 32767 stay below 2^28, the start of at most 128 * 32 * 32767 below 2^27.
 #include "vec_tile_avx2.h"
 
@@ -60,13 +60,13 @@ ATTAR_INLINE void add_stream_words(uint32_t type, int32_t part, const uint8_t *g
     }
 }
 
-#define WORDS_PRODUCTS(name, type)                                                                                 \
+#define WORDS_PRODUCTS(name, type)                                                                                \
     static void name##_tile(const uint8_t *w, const attar_span *x, attar_tile_output out) {                       \
-        multiply_tile(type, add_words, w, x, out);                                                                 \
-    }                                                                                                              \
+        multiply_tile(type, add_words, w, x, out);                                                                \
+    }                                                                                                             \
     static void name##_stream(const uint8_t *w, uint64_t stride, const attar_span *x, float *y, int64_t y_stride, \
-                              bool first) {                                                                        \
-        multiply_stream(type, add_stream_words, w, stride, x, y, y_stride, first);                                 \
+                              bool first) {                                                                       \
+        multiply_stream(type, add_stream_words, w, stride, x, y, y_stride, first);                                \
     }
 
 WORDS_PRODUCTS(q4_0, ATTAR_Q4_0)
@@ -77,10 +77,9 @@ WORDS_PRODUCTS(q4_k, ATTAR_Q4_K)
 WORDS_PRODUCTS(q5_k, ATTAR_Q5_K)
 WORDS_PRODUCTS(q6_k, ATTAR_Q6_K)
 
-#define PRODUCT(name) ((attar_product){prepare, name##_tile, name##_stream, {MOST_TOKENS, FEW_TOKENS}})
+#define PRODUCT(name) ((attar_product){attar_avx2_prepare, name##_tile, name##_stream, {MOST_TOKENS, FEW_TOKENS}})
 
-attar_product attar_avx2_words(uint32_t type, int32_t bits) {
-    const attar_prepare prepare = bits == 8 ? attar_avx2_prepare_widened : attar_avx2_prepare;
+attar_product attar_avx2_words(uint32_t type) {
     switch (type) {
         case ATTAR_Q4_0: return PRODUCT(q4_0);
         case ATTAR_Q4_1: return PRODUCT(q4_1);

@@ -22,11 +22,21 @@ static int32_t half_sum(int32_t bits, const int32_t *q) {
     return bits == 8 ? (int32_t)((uint32_t)second << 16 | (uint16_t)first) : first + second;
 }
 
+// The largest size of a group's values and, with 8 bits, of the sums of neighbours 2i and 2i + 1 of one sign, so that
+// both stay below 128 of what the group is counted in.
+static float largest_size(const float *x, int32_t bits) {
+    float max = 0.0f, pair = 0.0f;
+    for (int i = 0; i < ATTAR_GROUP; i++) max = fmaxf(max, fabsf(x[i]));
+    for (int i = 0; i < ATTAR_GROUP; i += 2) {
+        pair = fmaxf(pair, fmaxf(x[i], 0.0f) + fmaxf(x[i + 1], 0.0f));
+        pair = fmaxf(pair, fmaxf(-x[i], 0.0f) + fmaxf(-x[i + 1], 0.0f));
+    }
+    return bits == 8 ? fmaxf(max, pair * ATTAR_PAIR_SHARE) : max;
+}
+
 // x [32] -> group g of y.
 static void quantize_group(const float *x, attar_act y, int64_t g) {
-    const float limit = y.bits == 8 ? 127.0f : 32767.0f;
-    float max = 0.0f;
-    for (int i = 0; i < ATTAR_GROUP; i++) max = fmaxf(max, fabsf(x[i]));
+    const float limit = y.bits == 8 ? 127.0f : 32767.0f, max = largest_size(x, y.bits);
     const float inverse = max > ATTAR_ROUND_LEAST ? limit / max : 0.0f;
     int32_t q[ATTAR_GROUP];
     for (int i = 0; i < ATTAR_GROUP; i++) {

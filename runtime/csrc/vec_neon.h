@@ -110,11 +110,25 @@ ATTAR_INLINE int32_t half_sum(int32_t bits, const int32x4_t r[4]) {
     return (int32_t)((uint32_t)second << 16 | (uint16_t)first);
 }
 
+// The largest of `max` and the sums of neighbours of one sign; largest_size of kernels_scalar.c.
+ATTAR_INLINE float with_pairs(const vec v[ATTAR_GROUP / LANES], float max) {
+    const vec zero = vdupq_n_f32(0.0f);
+    vec largest = zero;
+    for (int i = 0; i < 8; i += 2) {
+        const vec up = vpaddq_f32(vmaxq_f32(v[i], zero), vmaxq_f32(v[i + 1], zero));
+        const vec down = vpaddq_f32(vmaxq_f32(vnegq_f32(v[i]), zero), vmaxq_f32(vnegq_f32(v[i + 1]), zero));
+        largest = vmaxq_f32(largest, vmaxq_f32(up, down));
+    }
+    const float pair = vec_largest(largest) * ATTAR_PAIR_SHARE;
+    return pair > max ? pair : max;
+}
+
 // As quantize_group in kernels_scalar.c, bit for bit.
 ATTAR_INLINE void vec_quantize_group(const vec v[ATTAR_GROUP / LANES], attar_act y, int64_t g) {
     vec largest = vabsq_f32(v[0]);
     for (int i = 1; i < 8; i++) largest = vmaxq_f32(largest, vabsq_f32(v[i]));
-    const float limit = y.bits == 8 ? 127.0f : 32767.0f, max = vec_largest(largest);
+    const float limit = y.bits == 8 ? 127.0f : 32767.0f;
+    const float max = y.bits == 8 ? with_pairs(v, vec_largest(largest)) : vec_largest(largest);
     const float inverse = max > ATTAR_ROUND_LEAST ? limit / max : 0.0f;
     int32x4_t rounded[8];
     int16x8_t words[4];

@@ -16,6 +16,19 @@ ATTAR_INLINE float largest_size(const __m256 v[4]) {
     return _mm_cvtss_f32(_mm_max_ss(m, _mm_movehdup_ps(m)));
 }
 
+// The largest of `max` and the sums of neighbours of one sign; largest_size of kernels_scalar.c.
+ATTAR_INLINE float with_pairs(const __m256 v[4], float max) {
+    const __m256 zero = _mm256_setzero_ps(), sign = _mm256_set1_ps(-0.0f);
+    __m256 pairs[4];
+    for (int i = 0; i < 4; i++) {
+        const __m256 up = _mm256_max_ps(v[i], zero), down = _mm256_max_ps(_mm256_xor_ps(v[i], sign), zero);
+        pairs[i] = _mm256_max_ps(_mm256_add_ps(up, _mm256_permute_ps(up, 0xB1)),
+                                 _mm256_add_ps(down, _mm256_permute_ps(down, 0xB1)));
+    }
+    const float pair = largest_size(pairs) * ATTAR_PAIR_SHARE;
+    return pair > max ? pair : max;
+}
+
 // q [32], in order. The packing instructions work within 128-bit halves, the permutation restores the order.
 ATTAR_INLINE void store_bytes(const __m256i r[4], int8_t *q) {
     const __m256i words = _mm256_packs_epi16(_mm256_packs_epi32(r[0], r[1]), _mm256_packs_epi32(r[2], r[3]));
@@ -46,7 +59,9 @@ ATTAR_INLINE void store_sums(int32_t bits, const __m256i r[4], int32_t sum[2]) {
 
 // v [4] -> group g of y.
 ATTAR_INLINE void quantize_vectors(const __m256 v[4], attar_act y, int64_t g) {
-    const float limit = y.bits == 8 ? 127.0f : 32767.0f, max = largest_size(v);
+    const float limit = y.bits == 8 ? 127.0f : 32767.0f;
+    float max = largest_size(v);
+    if (y.bits == 8) max = with_pairs(v, max);
     const __m256 inverse = _mm256_set1_ps(max > ATTAR_ROUND_LEAST ? limit / max : 0.0f);
     __m256i rounded[4];
     for (int i = 0; i < 4; i++) rounded[i] = _mm256_cvtps_epi32(_mm256_mul_ps(v[i], inverse));

@@ -234,6 +234,10 @@ static void check_activations(check *c, const float *x, attar_act act, int32_t g
             const double error = fabs(x[i] - d * act_value(act, i));
             EXPECT(c, error <= 0.51 * d, "value %d: %g is %d x %g", i, (double)x[i], act_value(act, i), d);
             sum += act_value(act, i);
+            if (act.bits == 8 && i % 2 == 0) {  // what two products in 16 bits rest on
+                const int32_t first = act_value(act, i), second = act_value(act, i + 1);
+                EXPECT(c, (first < 0) != (second < 0) || abs(first + second) <= 128, "%d and %d", first, second);
+            }
         }
         EXPECT(c, attar_act_sum(act.bits, act.sum[h]) == sum, "sum of half-group %d", h);
     }
