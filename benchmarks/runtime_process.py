@@ -7,7 +7,7 @@ import shutil
 import sys
 import sysconfig
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -101,11 +101,11 @@ def measure_llama(driver: Path, model: Path, plan: BenchPlan, *, flash: bool) ->
 
 def better(first: Measurement, second: Measurement) -> Measurement:
     """Each figure's better one of two ways to run the same peer; no single run has to win them all."""
-    return Measurement(
+    return replace(
+        first,
         load_seconds=min(first.load_seconds, second.load_seconds),
         prefill=max(first.prefill, second.prefill),
         decode={depth: max(speed, second.decode[depth]) for depth, speed in first.decode.items()},
         peak_rss_bytes=min(first.peak_rss_bytes, second.peak_rss_bytes),
         start_rss_bytes=min(first.start_rss_bytes, second.start_rss_bytes),
-        kernels=first.kernels,
     )

@@ -60,8 +60,8 @@ typedef struct {
     void *q;       // [T, cols] int8_t, in order; or int16_t, each four (0, 1, 2, 3) stored as 0, 2, 1, 3
     float *d;      // [T, cols / 32], scale of each group
     int32_t *sum;  // [T, cols / 16], sum of each half-group's q: a pair of int16, or one int32
-    int32_t bits;  // 8: a in [-127, 127], neighbours 2i and 2i + 1 of one sign at most 128 together; 16: a in [-32767,
-                   // 32767]
+    int32_t bits;  // 8: a in [-127, 127], and neighbours 2i and 2i + 1 of one sign are at most 128 together
+                   // 16: a in [-32767, 32767]
 } attar_act;
 
 // Of a sum of two neighbours of one sign, what 8-bit activations count as the size of one: such sums stay at most 128,
