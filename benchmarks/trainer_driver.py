@@ -1,14 +1,16 @@
 """attar's trainer on the benchmark's models and rows; prints a line of JSON with the seconds of every step.
 
-    python -m benchmarks.trainer_driver FOLDER {on_policy,supervised,order} BATCH STEPS NEW_TOKENS
+    python -m benchmarks.trainer_driver FOLDER {on_policy,supervised,label,labelled,order} BATCH STEPS NEW_TOKENS
 
-The whole of `attar distill` runs: reading, batches, masks, metrics, and a checkpoint at the end. `order` trains nothing
-and prints which rows of the file the steps read, so that another trainer can be given the same.
+The whole of `attar distill` runs: reading, batches, masks, metrics, and a checkpoint at the end. `labelled` is
+supervised from what `label` stored before: the teacher's hidden states for all rows. `order` trains nothing and prints
+which rows of the file the steps read, so that another trainer can be given the same.
 """
 
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 import tempfile
 import time
@@ -19,10 +21,13 @@ import numpy as np
 from attar.distill.batches import choose_buckets
 from attar.distill.config import TrainConfig
 from attar.distill.evaluate import Evaluation
+from attar.distill.label import LabelConfig, label
 from attar.distill.models import load_models
 from attar.distill.progress import StepReport
 from attar.distill.run_inputs import load_data, open_stream
 from attar.distill.trainer import train
+
+TARGETS = "targets"
 
 
 def peak_rss_bytes() -> int:
@@ -61,10 +66,12 @@ class Clock:
 
 def make_config(folder: Path, mode: str, batch: int, steps: int, new_tokens: int) -> TrainConfig:
     """What every trainer of the benchmark does, in attar's terms."""
+    labelled = mode == "labelled"
     return TrainConfig(
         data=(str(folder / "rows.jsonl"),),
         method="gkd",
-        teacher=str(folder / "teacher"),
+        teacher=None if labelled else str(folder / "teacher"),
+        targets=str(folder / TARGETS) if labelled else None,
         student=str(folder / "student"),
         on_policy_fraction=1.0 if mode == "on_policy" else 0.0,
         beta=0.5,
@@ -101,11 +108,27 @@ def train_and_time(config: TrainConfig) -> dict[str, object]:
     return {"step_seconds": seconds, "losses": clock.losses, "peak_rss_bytes": peak_rss_bytes()}
 
 
+def label_and_time(folder: Path, batch: int, new_tokens: int) -> dict[str, object]:
+    """Stores the teacher's hidden states of all rows, reading the teacher included, in place of what was stored."""
+    shutil.rmtree(folder / TARGETS, ignore_errors=True)
+    begin = time.perf_counter()
+    rows = (str(folder / "rows.jsonl"),)
+    asked = LabelConfig(
+        rows, str(folder / "teacher"), "states", max_new_tokens=new_tokens, prompt_format="plain", batch_size=batch
+    )
+    label(asked, folder / TARGETS)
+    return {"seconds": time.perf_counter() - begin, "peak_rss_bytes": peak_rss_bytes()}
+
+
 def main() -> None:
     """Prints one JSON value."""
     folder, mode, *numbers = sys.argv[1:]
-    config = make_config(Path(folder), mode, *map(int, numbers))
-    print(json.dumps({"rows": row_order(config)} if mode == "order" else train_and_time(config)))
+    batch, steps, new_tokens = map(int, numbers)
+    config = make_config(Path(folder), mode, batch, steps, new_tokens)
+    if mode == "label":
+        print(json.dumps(label_and_time(Path(folder), batch, new_tokens)))
+    else:
+        print(json.dumps({"rows": row_order(config)} if mode == "order" else train_and_time(config)))
 
 
 if __name__ == "__main__":

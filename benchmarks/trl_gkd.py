@@ -8,6 +8,11 @@ DistillationTrainer) and attar's whole trainer, with its data pipeline, padding 
 processes of their own, in turn, for some rounds; a speed is the median of a process's steps but the first two, and a
 ratio the median over rounds, above 1 being better for attar. The first step compiles: it is shown apart, and as it
 weighs on each of 1,000 steps. First losses of supervised training, whose rows are the same, are compared.
+
+Supervised training is measured twice: with the teacher in every step, as TRL has it, and `labelled`, from hidden states
+of the teacher that `attar label --keep states` stored for all 512 rows before. The same losses come of both. Over
+1,000 steps the rows are read many times, the teacher once; the ratio of `labelled` is that of seconds over 1,000 steps,
+what labelling took and compilation included.
 """
 
 from __future__ import annotations
@@ -18,7 +23,7 @@ import os
 import statistics
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -36,8 +41,9 @@ FIRST_WORD = 3 + 256  # after the special tokens and the bytes
 WARM_STEPS = 2
 MODES = ("on_policy", "supervised")
 PRECISIONS = ("float32", "bf16")
-BARS = {"on_policy": 2.2, "supervised": 2.0, "rss": 1 / 0.7}
+BARS = {"on_policy": 2.2, "supervised": 2.0, "labelled": 2.0, "rss": 1 / 0.7}
 LOSS_TOLERANCE = 1e-4
+LABELLED = "attar, labelled"
 
 
 @dataclass(frozen=True)
@@ -48,17 +54,19 @@ class Run:
       step_seconds: Median of the warm steps.
       first_seconds: Of the first step, compilation included.
       first_loss: As the trainer reports it.
+      label_seconds: Of what was done once for all rows before.
     """
 
     step_seconds: float
     first_seconds: float
     first_loss: float
     peak_rss_bytes: int
+    label_seconds: float = 0.0
 
     @property
     def amortised(self) -> float:
         """Seconds a step over 1,000 of them."""
-        return (999 * self.step_seconds + self.first_seconds) / 1000
+        return (999 * self.step_seconds + self.first_seconds + self.label_seconds) / 1000
 
 
 def make_inputs() -> Path:
@@ -138,6 +146,14 @@ def measure(command: Sequence[str | Path], what: str) -> Run:
     return Run(statistics.median(seconds[WARM_STEPS:]), seconds[0], losses[0], found["peak_rss_bytes"])
 
 
+def measure_labelled(attar: Sequence[str | Path], numbers: Sequence[str], what: str) -> Run:
+    """Labels the rows in one process, trains in another; the larger of both takes the memory."""
+    labelled = run_json([*attar, "label", *numbers], what)
+    run = measure([*attar, "labelled", *numbers], what)
+    peak = max(run.peak_rss_bytes, labelled["peak_rss_bytes"])
+    return replace(run, peak_rss_bytes=peak, label_seconds=labelled["seconds"])
+
+
 def run_round(python: Path, folder: Path, mode: str, batch: int, chosen: argparse.Namespace) -> dict[str, Run]:
     """Every trainer once."""
     steps, threads = chosen.steps, os.cpu_count() or 1
@@ -147,6 +163,8 @@ def run_round(python: Path, folder: Path, mode: str, batch: int, chosen: argpars
     order = folder / f"order_{batch}_{steps}.json"
     order.write_text(json.dumps(run_json([*attar, "order", *numbers], "the order of the rows")["rows"]))
     found = {"attar": measure([*attar, mode, *numbers], f"attar, {mode}, batch {batch}")}
+    if mode == "supervised":
+        found[LABELLED] = measure_labelled(attar, numbers, f"attar, labelled, batch {batch}")
     kinds = ("gkd", "distillation") if mode == "on_policy" else ("gkd",)
     for kind in kinds:
         for precision in chosen.precisions:
@@ -161,10 +179,10 @@ def ratios_of(runs: dict[tuple[str, int], list[dict[str, Run]]]) -> dict[str, fl
     found: dict[str, float] = {}
     for (mode, batch), rounds in runs.items():
 
-        def ratio(figure: str, precision: str, rounds: list[dict[str, Run]] = rounds) -> float:
+        def ratio(figure: str, precision: str, ours: str = "attar", rounds: list[dict[str, Run]] = rounds) -> float:
             return statistics.median(
                 min(getattr(run, figure) for name, run in one.items() if name.endswith(precision))
-                / getattr(one["attar"], figure)
+                / getattr(one[ours], figure)
                 for one in rounds
             )
 
@@ -173,13 +191,20 @@ def ratios_of(runs: dict[tuple[str, int], list[dict[str, Run]]]) -> dict[str, fl
             found[f"{mode}_{batch}_bf16"] = ratio("step_seconds", "bf16")
         found[f"{mode}_{batch}_amortised"] = ratio("amortised", "float32")
         found[f"rss_{mode}_{batch}"] = ratio("peak_rss_bytes", "float32")
+        if mode == "supervised":
+            found[f"labelled_{batch}"] = ratio("amortised", "float32", LABELLED)
+            found[f"rss_labelled_{batch}"] = ratio("peak_rss_bytes", "float32", LABELLED)
     return found
 
 
 def loss_gaps(runs: dict[tuple[str, int], list[dict[str, Run]]]) -> dict[str, float]:
     """How far the first losses of supervised training lie apart, by batch."""
     return {
-        f"loss_{batch}": max(abs(one["attar"].first_loss - one["TRL gkd, float32"].first_loss) for one in rounds)
+        f"loss_{batch}": max(
+            abs(one[ours].first_loss - one["TRL gkd, float32"].first_loss)
+            for one in rounds
+            for ours in ("attar", LABELLED)
+        )
         for (mode, batch), rounds in runs.items()
         if mode == "supervised"
     }
@@ -214,11 +239,16 @@ def print_tables(
                     name,
                     f"{statistics.median(run.step_seconds for run in own):.2f}",
                     f"{statistics.median(run.first_seconds for run in own):.1f}",
+                    f"{statistics.median(run.amortised for run in own):.2f}",
                     f"{statistics.median(run.peak_rss_bytes for run in own) / 2**20:.0f}",
                     f"{own[0].first_loss:.5f}",
                 ]
             )
-    out.print(make_table(f"GKD on {cpu_name()}", ["", "trainer", "s a step", "first step", "MiB", "first loss"], rows))
+    out.print(
+        make_table(
+            f"GKD on {cpu_name()}", ["", "trainer", "s a step", "first step", "s over 1,000", "MiB", "first loss"], rows
+        )
+    )
     verdicts = []
     for name, ratio in ratios.items():
         bar = bar_of(name)

@@ -25,7 +25,7 @@ from attar.distill.data import DataError, DataSet, Example
 from attar.distill.examples import example_lengths
 from attar.distill.mixture import Mixture
 from attar.distill.policy_gradient import PolicyLabels
-from attar.distill.stored_targets import DrawnTargets, TopTargets
+from attar.distill.stored_targets import StoredTargets
 
 STRETCH_BATCHES = 256
 """Batches planned together: enough to sort examples by length, few enough to keep the mixture's shares."""
@@ -65,7 +65,7 @@ class Batch(NamedTuple):
     prompt_lengths: Int[Array | NDArray[np.int32], " B"]
     completions: Int[Array | NDArray[np.int32], "B N"]
     completion_lengths: Int[Array | NDArray[np.int32], " B"]
-    stored: TopTargets | DrawnTargets | None = None
+    stored: StoredTargets | None = None
     policy: PolicyLabels | None = None
     view: TeacherView | None = None
 

@@ -160,12 +160,17 @@ class TrainConfig:
         """The entries of `data`."""
         return (self.data,) if isinstance(self.data, str) else self.data
 
-    def make_method(self) -> Method:
-        """The method with this run's hyper-parameters."""
+    def make_method(self, *, from_states: bool = False) -> Method:
+        """The method with this run's hyper-parameters.
+
+        Args:
+          from_states: The stored targets are hidden states, which give the teacher's logits.
+        """
+        needs_teacher = self.targets is None or from_states
         if self.method == "sft":
             return Sft()
         if self.method == "pretrain":
-            return Pretrain(needs_teacher=self.targets is None)
+            return Pretrain(needs_teacher=needs_teacher)
         gkd = Gkd(
             self.on_policy_fraction,
             self.divergence,
@@ -174,7 +179,7 @@ class TrainConfig:
             self.divergence_temperature,
             self.teacher_temperature,
             1.0 if self.reward is None else self.alpha,
-            needs_teacher=self.targets is None,
+            needs_teacher=needs_teacher,
         )
         return Uld(gkd) if self.method == "uld" else gkd
 
@@ -322,18 +327,16 @@ def _check_models(config: TrainConfig) -> None:
 
 
 def _check_targets(config: TrainConfig) -> None:
-    """Stored targets are a part of the teacher's distribution over the data, which tells its forward KL alone."""
+    """Stored targets are of the data alone; what else they cannot tell is known when their folder is opened."""
     if config.targets is None:
         return
     if config.method not in ("pretrain", "gkd"):
         raise ValueError(
             f"targets are read by the methods pretrain and gkd, got method {config.method}; leave them out"
         )
-    forward = config.divergence == "forward_kl" or (config.divergence == "jsd" and config.beta == 0.0)
-    if config.method == "gkd" and not (forward and config.on_policy_fraction == 0.0):
+    if config.method == "gkd" and config.on_policy_fraction != 0.0:
         raise ValueError(
-            "method gkd with targets needs lambda 0 and divergence forward_kl, "
-            f"got {config.on_policy_fraction} and {config.divergence}: targets tell nothing else"
+            f"method gkd with targets needs lambda 0, got {config.on_policy_fraction}: the student's answers have none"
         )
 
 

@@ -12,9 +12,10 @@ from attar.distill.batches import Batch
 from attar.distill.losses import Normalization, completion_mask, token_weights
 from attar.distill.methods.method import Labels
 from attar.distill.packing import PackedBatch
+from attar.distill.stored_targets import TeacherStates
 from attar.engine.config import ModelConfig
 from attar.engine.sharding import to_host
-from attar.engine.transformer import Params, hidden_states
+from attar.engine.transformer import Params, head_table, hidden_states
 
 AnyBatch = Batch | PackedBatch
 
@@ -27,7 +28,8 @@ def completion_tokens(batch: AnyBatch) -> Int[Array, "B N"]:
 def labels(batch: AnyBatch) -> Labels:
     """What a method's loss reads of the batch at each counted token."""
     policy = None if isinstance(batch, PackedBatch) else batch.policy
-    return Labels(completion_tokens(batch), batch.stored, policy)
+    stored = None if isinstance(batch.stored, TeacherStates) else batch.stored
+    return Labels(completion_tokens(batch), stored, policy)
 
 
 def counted_mask(batch: AnyBatch) -> Bool[Array, "B N"]:
@@ -61,12 +63,13 @@ def row_utilization(batch: AnyBatch, num_completion_tokens: int) -> float:
 
 
 def completion_hidden(
-    params: Params, config: ModelConfig, batch: AnyBatch, *, remat: bool = False
+    params: Params, config: ModelConfig, batch: AnyBatch, *, remat: bool = False, constant: bool = False
 ) -> Float[Array, "B N D"]:
     """Hidden states that predict each of the N completion positions.
 
     Args:
       remat: Recompute activations in the backward pass.
+      constant: Nothing is differentiated: the last layer leaves out what only other positions need.
     """
     if isinstance(batch, PackedBatch):
         return _packed_hidden(params, config, batch, remat=remat)
@@ -76,14 +79,21 @@ def completion_hidden(
     # The prediction of the last counted token needs only what precedes it, so N-1 completion columns are read.
     real_completion = completion_mask(jnp.asarray(batch.completion_lengths), N)[:, :-1]
     padding_mask = jnp.concatenate([real_prompt, real_completion], axis=1)
-    return hidden_states(params, config, tokens, padding_mask=padding_mask, remat=remat)[:, P - 1 :]  # [B, N, D]
+    last = N if constant else None
+    hidden = hidden_states(params, config, tokens, padding_mask=padding_mask, remat=remat, last=last)
+    return hidden[:, -N:]  # [B, N, D]
 
 
 def teacher_hidden(params: Params, config: ModelConfig, batch: AnyBatch) -> Float[Array, "B N D"]:
-    """The teacher's hidden states at the positions of `completion_hidden`, or behind the same text in its tokens."""
+    """The teacher's hidden states at the positions of `completion_hidden`, or behind the same text in its tokens.
+
+    Where they are stored with the batch, `params` need hold no more than the table of logits.
+    """
+    if isinstance(batch.stored, TeacherStates):
+        return jnp.asarray(batch.stored.hidden, head_table(params, config).dtype)
     if isinstance(batch, PackedBatch) or batch.view is None:
-        return completion_hidden(params, config, batch)
-    hidden = completion_hidden(params, config, Batch(*batch.view[:4]))  # [B, M, D]
+        return completion_hidden(params, config, batch, constant=True)
+    hidden = completion_hidden(params, config, Batch(*batch.view[:4]), constant=True)  # [B, M, D]
     positions = jnp.maximum(jnp.asarray(batch.view.positions), 0)
     return jnp.take_along_axis(hidden, positions[:, :, None], axis=1)  # [B, N, D]
 

@@ -216,7 +216,7 @@ class _Teacher:
 def _compare(
     teacher_params: Params, batch: Batch, student_logits: Float[Array, "1 N V"], teacher: ModelConfig
 ) -> dict[str, Float[Array, " 1"]]:
-    heads, teacher_head, _ = completion_heads(teacher_params, teacher, batch, None)
+    heads, teacher_head, _ = completion_heads(teacher_params, teacher, batch, None, constant=True)
     vocab_size = min(student_logits.shape[-1], teacher.vocab_size)
     mask = completion_mask(jnp.asarray(batch.completion_lengths), batch.completions.shape[1])
     heads, labels = heads._replace(vocab_size=vocab_size), student_logits[..., :vocab_size]

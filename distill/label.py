@@ -21,7 +21,7 @@ from attar.distill.part_folder import PartError, open_parts
 from attar.distill.projected_loss import CHUNK_LOGITS
 from attar.distill.records import Documents
 from attar.distill.step import ComputeDtype, cast_matrices
-from attar.distill.stored_targets import DrawnTargets, TopTargets
+from attar.distill.stored_targets import DrawnTargets, StoredTargets, TeacherStates, TopTargets
 from attar.distill.target_folder import (
     INDEX,
     Shard,
@@ -30,6 +30,7 @@ from attar.distill.target_folder import (
     examples_sha256,
     finish_index,
     shard_path,
+    write_head,
     write_shard,
 )
 from attar.distill.token_scores import example_batches
@@ -47,8 +48,8 @@ class LabelConfig:
     Attributes:
       data: Files, or glob patterns of such, as a run will read them: `TrainConfig.data`.
       teacher: Folder in Hugging Face layout, or `.gguf` file.
-      kind: Keep the likeliest tokens, or draw some.
-      tokens_per_position: K, how many.
+      kind: Keep the likeliest tokens, draw some, or keep the hidden states that all logits are made of.
+      tokens_per_position: K, how many. Hidden states have none, as they have no temperature.
       temperature: Divides the teacher's logits.
       max_new_tokens: Longest completion kept of the data.
       max_prompt_tokens: Longest prompt allowed; None is what the teacher's context leaves.
@@ -97,8 +98,12 @@ def label(config: LabelConfig, out: Path, on_examples: Callable[[int, int], None
     limits = _limits(config, model.config)
     data = load_mixture(config.data, None, model.tokenizer, limits, config.prompt_format, config.documents)
     settings = _settings(config, model, data)
-    told = {"teacher": config.teacher, "data": list(config.data), "data_sha256": data.sha256}
+    told: dict[str, Any] = {"teacher": config.teacher, "data": list(config.data), "data_sha256": data.sha256}
+    if config.kind == "states":
+        told["teacher_config"] = model.config.to_hf()
     with open_parts(out, INDEX, {**settings.to_json(), **told}, frozenset({"shards", *told})):
+        if config.kind == "states":
+            write_head(out, model.params, model.config)
         score = _Teacher(cast_matrices(model.params, config.compute_dtype), model.config, settings, config, data)
         for number in range(settings.num_shards):
             begin = number * settings.shard_examples
@@ -134,8 +139,8 @@ def _settings(config: LabelConfig, model: Model, data: DataSet) -> TargetSetting
         raise PartError(f"the tokens kept must be at most the vocabulary's {vocab_size}, got {k}; lower it")
     return TargetSettings(
         kind=config.kind,
-        tokens_per_position=k,
-        temperature=config.temperature,
+        tokens_per_position=0 if config.kind == "states" else k,
+        temperature=1.0 if config.kind == "states" else config.temperature,
         seed=config.seed if config.kind == "drawn" else None,
         vocab_size=vocab_size,
         compute_dtype=config.compute_dtype,
@@ -163,24 +168,24 @@ class _Teacher:
 
     def shard(self, begin: int, end: int, on_examples: Callable[[int, int], None]) -> Shard:
         examples = self._examples[begin:end]
-        tokens: list[Any] = [None] * len(examples)
-        log_probs: list[Any] = [None] * len(examples)
+        found: list[dict[str, Any]] = [{}] * len(examples)
         done = begin
         for batch, rows in example_batches(examples, min(self._batch_size, len(examples)), self._buckets):
             kept = self._score(batch, np.resize(np.array(rows) + begin, len(batch.prompts)))
+            arrays = {name: np.asarray(array) for name, array in kept._asdict().items()}
             for i, row in enumerate(rows):
                 length = len(examples[row].completion)
-                tokens[row] = np.asarray(kept.tokens)[i, :length]
-                if isinstance(kept, TopTargets):
-                    log_probs[row] = np.asarray(kept.log_probs)[i, :length]
+                found[row] = {name: array[i, :length] for name, array in arrays.items()}
             done += len(rows)
             on_examples(done, self._settings.num_examples)
         lengths = np.array([len(example.completion) for example in examples], np.int64)
-        return Shard(lengths, np.concatenate(tokens), None if log_probs[0] is None else np.concatenate(log_probs))
+        return Shard(lengths, {name: np.concatenate([example[name] for example in found]) for name in found[0]})
 
-    def _score(self, batch: Batch, indices: Int[np.ndarray[Any, Any], " B"]) -> TopTargets | DrawnTargets:
+    def _score(self, batch: Batch, indices: Int[np.ndarray[Any, Any], " B"]) -> StoredTargets:
         settings = self._settings
         hidden = _hidden(self._params, self._shape, batch)
+        if settings.kind == "states":
+            return TeacherStates(hidden.astype(jnp.float32))
         table, cap = head_table(self._params, self._shape), self._shape.final_logit_softcapping
         static = (settings.vocab_size, settings.temperature, settings.tokens_per_position)
         if settings.kind == "top":
@@ -189,7 +194,7 @@ class _Teacher:
         return DrawnTargets(_drawn(hidden, table, keys, cap, *static))
 
 
-_hidden = jax.jit(completion_hidden, static_argnames=("config",))
+_hidden = jax.jit(partial(completion_hidden, constant=True), static_argnames=("config",))
 
 
 @partial(jax.jit, static_argnames=("cap", "vocab_size", "temperature", "k"))

@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from attar.distill.data import DataError, Example
 from attar.distill.examples import example_lengths
 from attar.distill.mixture import Mixture
-from attar.distill.stored_targets import DrawnTargets, TopTargets
+from attar.distill.stored_targets import StoredTargets
 
 _ROWS = 3  # tells these random numbers from others made of (seed, step)
 STRETCH_BATCHES = 64
@@ -56,7 +56,7 @@ class PackedBatch(NamedTuple):
     targets: Int[Array | NDArray[np.int32], "B T"]
     lengths: Int[Array | NDArray[np.int32], "B T"]
     num_sequences: Int[Array | NDArray[np.int32], " B"]
-    stored: TopTargets | DrawnTargets | None = None
+    stored: StoredTargets | None = None
     view: None = None  # packed rows are read by teachers of the same vocabulary alone
 
 

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree
 
-from attar.engine.layers import head_logits, soft_cap, table_products
+from attar.engine.layers import head_logits, soft_cap, table_products, transposed
 from attar.engine.sharding import over_row_shards
 
 # Logits of one model that are held at once, 16 MB in float32: enough for the products to run at full speed.
@@ -195,7 +195,8 @@ def _add_outer(total: Array, d_products: Array, hidden: Array) -> Array:
         columns = jax.lax.dynamic_slice_in_dim(d_products, begin, rows, axis=2)
         columns = jnp.where(begin + jnp.arange(rows) >= i * rows, columns, 0.0)
         contract = (((0, 1), (0, 1)), ((), ()))
-        outer = jax.lax.dot_general(hidden, columns, contract, preferred_element_type=jnp.float32).T  # [rows, D]
+        outer = jax.lax.dot_general(hidden, columns, contract, preferred_element_type=jnp.float32)  # [D, rows]
+        outer = transposed(outer)
         before = jax.lax.dynamic_slice_in_dim(total, begin, rows, axis=0)
         return jax.lax.dynamic_update_slice_in_dim(total, before + outer, begin, axis=0)
 

@@ -17,7 +17,7 @@ from attar.distill.models import RunModels, params_fingerprint
 from attar.distill.packing import PackedStream, packed_lengths
 from attar.distill.rewards import BUILT_IN
 from attar.distill.run_folder import RunError
-from attar.distill.target_folder import TargetFolder, examples_sha256
+from attar.distill.target_folder import TargetFolder, TargetKind, examples_sha256
 from attar.distill.teacher_view import TeacherReader
 
 _PACK_MULTIPLE = 64
@@ -127,19 +127,24 @@ def open_targets(config: TrainConfig, models: RunModels, data: DataSet) -> Targe
     """The stored targets that the run reads, None where it reads none.
 
     Raises:
-      RunError: If they are of other tokens, of another teacher or temperature, or over a larger vocabulary.
+      RunError: If they are of other tokens, of another teacher or temperature, over a larger vocabulary, or do not tell
+        the run's divergence.
       PartError: If the folder cannot be read.
     """
     if config.targets is None:
         return None
     targets = TargetFolder(Path(config.targets))
     made = targets.settings
+    _check_divergence(config, made.kind)
     temperature = config.divergence_temperature if config.teacher_temperature is None else config.teacher_temperature
     wanted: list[tuple[str, object, object]] = [
         ("the tokenizer", made.tokenizer_fingerprint[:12], models.tokenizer.fingerprint()[:12]),
         ("the examples", made.examples_sha256[:12], examples_sha256(data.examples)[:12]),
-        ("the teacher's temperature", made.temperature, 1.0 if config.method == "pretrain" else temperature),
     ]
+    if made.kind != "states":
+        wanted.append(
+            ("the teacher's temperature", made.temperature, 1.0 if config.method == "pretrain" else temperature)
+        )
     if models.teacher is not None:
         wanted.append(("the teacher", made.teacher_fingerprint[:12], params_fingerprint(models.teacher.params)[:12]))
     for name, labelled, here in wanted:
@@ -154,6 +159,16 @@ def open_targets(config: TrainConfig, models: RunModels, data: DataSet) -> Targe
             f"got {models.student.config.vocab_size}"
         )
     return targets
+
+
+def _check_divergence(config: TrainConfig, kind: TargetKind) -> None:
+    """A part of the teacher's distribution tells its forward KL alone."""
+    forward = config.divergence == "forward_kl" or (config.divergence == "jsd" and config.beta == 0.0)
+    if config.method == "gkd" and kind != "states" and not forward:
+        raise RunError(
+            f"{config.targets}: targets of kind {kind} tell the divergence forward_kl alone, got {config.divergence}; "
+            "choose it, or label with --keep states"
+        )
 
 
 def max_prompt_tokens(config: TrainConfig, models: RunModels) -> int:

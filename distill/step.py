@@ -139,9 +139,11 @@ def completion_heads(
     teacher: tuple[Params, ModelConfig] | None,
     *,
     remat: bool = False,
+    constant: bool = False,
 ) -> tuple[HeadConfig, Head, Head | None]:
-    """What the losses over the completion positions read; the teacher's side is a constant."""
-    head = Head(completion_hidden(params, student, batch, remat=remat), head_table(params, student))
+    """What the losses over the completion positions read; the teacher's side is a constant, or both are."""
+    hidden = completion_hidden(params, student, batch, remat=remat, constant=constant)
+    head = Head(hidden, head_table(params, student))
     if teacher is None:
         return HeadConfig(student.final_logit_softcapping, None, student.vocab_size), head, None
     constants, config = jax.lax.stop_gradient(teacher[0]), teacher[1]

@@ -1,8 +1,9 @@
-"""Losses against a teacher's distributions of which only a part was stored: its likeliest tokens, or samples.
+"""What is stored of a teacher in its place, and losses where that is a part of its distributions.
 
 A whole distribution over 256,000 tokens for every position of a corpus cannot be kept. Renormalising the likeliest
 tokens teaches the student that nothing else can follow; the two estimators here do not: the top tokens keep their
-probabilities and the rest is one more outcome, or tokens drawn from the teacher stand for it without bias.
+probabilities and the rest is one more outcome, or tokens drawn from the teacher stand for it without bias. Hidden
+states, some hundred times smaller than what they project to, give the whole distribution back, and need no estimator.
 """
 
 from __future__ import annotations
@@ -34,6 +35,19 @@ class DrawnTargets(NamedTuple):
     """Tokens drawn from a teacher with replacement; one drawn twice stands twice."""
 
     tokens: Int[Array | NDArray[np.int32], "*B K"]
+
+
+class TeacherStates(NamedTuple):
+    """A teacher's last hidden states: with its table of logits its whole distribution, at any temperature.
+
+    Attributes:
+      hidden: float32, normed.
+    """
+
+    hidden: Float[Array | NDArray[np.float32], "*B D"]
+
+
+StoredTargets = TopTargets | DrawnTargets | TeacherStates
 
 
 def stored_forward_kl(student_logits: Float[Array, "*B V"], stored: TopTargets | DrawnTargets) -> Float[Array, "*B"]:

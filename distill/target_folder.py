@@ -1,4 +1,5 @@
-"""A teacher's targets on disk: for every completion position of a data set, its likeliest tokens or drawn ones.
+"""A teacher's targets on disk: for every completion position of a data set, its likeliest tokens, drawn ones, or what
+its whole distribution is made of.
 
 ```
 targets.json             settings and hashes; "shards" is null until all are there
@@ -6,6 +7,8 @@ shard_00000.safetensors  of `shard_examples` examples in the order of the data, 
     offsets    int64 [E+1]     positions offsets[e] to offsets[e+1] are the completion of the e-th example
     tokens     uint16 or int32 [P, K]
     log_probs  float32 [P, K]  of the likeliest tokens, falling; never renormalised, the rest is the tail's mass
+    hidden     float32 [P, D]  in their place, where states are kept
+head.safetensors         with states: the teacher's table of logits by its name in the weights
 ```
 Drawn tokens have no `log_probs`: they stand for the distribution with equal weights. `tokens` is uint16 where the
 vocabulary allows. `examples_sha256` is over the token ids of all prompts and completions, so that targets are only ever
@@ -21,6 +24,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
@@ -29,12 +33,16 @@ from safetensors.numpy import save_file
 from attar.distill.data import Example
 from attar.distill.part_folder import PartError, read_index, write_index, write_part
 from attar.distill.records import file_sha256
-from attar.distill.stored_targets import DrawnTargets, TopTargets
+from attar.distill.stored_targets import DrawnTargets, StoredTargets, TeacherStates, TopTargets
+from attar.engine.config import ConfigError, ModelConfig
+from attar.engine.transformer import Params, head_table
 
 INDEX = "targets.json"
-TargetKind = Literal["top", "drawn"]
+TargetKind = Literal["top", "drawn", "states"]
 _FORMAT = "attar targets 1"
 _OPEN_SHARDS = 32
+_HEAD = "head.safetensors"
+_STORED: dict[TargetKind, type[StoredTargets]] = {"top": TopTargets, "drawn": DrawnTargets, "states": TeacherStates}
 
 
 @dataclass(frozen=True)
@@ -42,8 +50,8 @@ class TargetSettings:
     """What decides the content of a folder of targets.
 
     Attributes:
-      kind: Whether the likeliest tokens are kept, or drawn ones.
-      tokens_per_position: K.
+      kind: Whether the likeliest tokens are kept, or drawn ones, or hidden states.
+      tokens_per_position: K; 0 of hidden states.
       temperature: Divided the teacher's logits.
       seed: Of drawn tokens; None for the likeliest.
       vocab_size: Of the teacher's logits.
@@ -82,13 +90,11 @@ class Shard:
 
     Attributes:
       lengths: Positions of each example, [E].
-      tokens: [P, K].
-      log_probs: float32 [P, K]; None for drawn tokens.
+      arrays: [P, ...] by their names in the file, those of the `StoredTargets`.
     """
 
     lengths: NDArray[np.int64]
-    tokens: NDArray[np.int32]
-    log_probs: NDArray[np.float32] | None
+    arrays: dict[str, NDArray[Any]]
 
 
 def examples_sha256(examples: Sequence[Example]) -> str:
@@ -114,11 +120,22 @@ def write_shard(path: Path, shard: Shard, vocab_size: int) -> None:
     small = np.uint16 if vocab_size <= 1 << 16 else np.int32
     arrays: dict[str, NDArray[Any]] = {
         "offsets": np.concatenate([[0], np.cumsum(shard.lengths)]).astype(np.int64),
-        "tokens": np.ascontiguousarray(shard.tokens.astype(small)),
     }
-    if shard.log_probs is not None:
-        arrays["log_probs"] = np.ascontiguousarray(shard.log_probs)
+    for name, array in shard.arrays.items():
+        arrays[name] = np.ascontiguousarray(array.astype(small) if name == "tokens" else array)
     write_part(path, lambda partial: save_file(arrays, partial))
+
+
+def write_head(folder: Path, params: Params, config: ModelConfig) -> None:
+    """Writes the table that makes logits of hidden states, unless it is there.
+
+    Raises:
+      PartError: If it cannot be written.
+    """
+    name = "embed_tokens" if config.tie_word_embeddings else "lm_head"
+    if not (folder / _HEAD).exists():
+        table = np.ascontiguousarray(head_table(params, config))
+        write_part(folder / _HEAD, lambda partial: save_file({name: table}, partial))
 
 
 def finish_index(folder: Path, settings: TargetSettings, told: dict[str, Any]) -> dict[str, Any]:
@@ -131,13 +148,16 @@ def finish_index(folder: Path, settings: TargetSettings, told: dict[str, Any]) -
     for number in range(settings.num_shards):
         path = shard_path(folder, number)
         with _open(path) as file:
-            positions, kept = file.get_slice("tokens").get_shape()[0], None
+            first = _STORED[settings.kind]._fields[0]
+            positions, kept = file.get_slice(first).get_shape()[0], None
             if settings.kind == "top":
                 kept = float(np.exp(file.get_tensor("log_probs").astype(np.float64)).sum(axis=1).mean())
         size = path.stat().st_size
         described = {"file": path.name, "positions": positions, "mean_kept_mass": kept, "bytes": size}
         shards.append({**described, "sha256": file_sha256(path)})
     index = {**settings.to_json(), **told, "shards": shards}
+    if settings.kind == "states":
+        index["head"] = {"file": _HEAD, "bytes": (folder / _HEAD).stat().st_size, "sha256": file_sha256(folder / _HEAD)}
     write_index(folder / INDEX, index)
     return index
 
@@ -164,18 +184,33 @@ class TargetFolder:
             raise PartError(f"{folder / INDEX}: must have the format {_FORMAT!r}, got {index.get('format')!r}")
         if index.get("shards") is None:
             raise PartError(f"{folder}: is not finished; run the same `attar label` again to finish it")
-        for shard in index["shards"]:
-            path = folder / str(shard["file"])
-            if not path.is_file() or path.stat().st_size != shard["bytes"]:
-                raise PartError(f"{path}: must have {shard['bytes']} bytes; label the data again into another folder")
+        for part in (*index["shards"], *([index["head"]] if "head" in index else [])):
+            path = folder / str(part["file"])
+            if not path.is_file() or path.stat().st_size != part["bytes"]:
+                raise PartError(f"{path}: must have {part['bytes']} bytes; label the data again into another folder")
         self.settings = TargetSettings(**{field.name: index[field.name] for field in fields(TargetSettings)})
         if self.settings.kind not in get_args(TargetKind):
             raise PartError(f"{folder / INDEX}: kind must be one of {', '.join(get_args(TargetKind))}")
         self.sha256 = file_sha256(folder / INDEX)
         self._folder = folder
+        self._teacher_config: dict[str, Any] = index.get("teacher_config", {})
         self._open: OrderedDict[int, _OpenShard] = OrderedDict()
 
-    def rows(self, members: Sequence[Sequence[int]], num_positions: int) -> TopTargets | DrawnTargets:
+    def teacher_head(self) -> tuple[Params, ModelConfig]:
+        """The teacher as far as hidden states need it: its table of logits alone, and its shape.
+
+        Raises:
+          PartError: If it cannot be read.
+        """
+        path = self._folder / _HEAD
+        try:
+            with _open(path) as file:
+                table = {name: jnp.asarray(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118 - a safe_open is no mapping
+            return table, ModelConfig.from_hf(self._teacher_config)
+        except (SafetensorError, OSError, ConfigError) as error:
+            raise PartError(f"{path}: cannot be read: {error}; label the data again into another folder") from None
+
+    def rows(self, members: Sequence[Sequence[int]], num_positions: int) -> StoredTargets:
         """Targets of rows of one or several examples each, one after the other and padded on the right.
 
         Args:
@@ -183,22 +218,25 @@ class TargetFolder:
           num_positions: N, at least the longest row's completions together.
 
         Returns:
-          int32 and float32 [B, N, K] in host memory; padding holds zeros.
+          int32 and float32 [B, N, ...] in host memory; padding holds zeros.
         """
-        shape = (len(members), num_positions, self.settings.tokens_per_position)
-        tokens, log_probs = np.zeros(shape, np.int32), np.zeros(shape, np.float32)
+        kind = _STORED[self.settings.kind]
+        arrays = [self._padded(name, members, num_positions) for name in kind._fields]
+        return kind(*arrays)
+
+    def _padded(self, name: str, members: Sequence[Sequence[int]], num_positions: int) -> NDArray[Any]:
+        """One array of the rows."""
+        width = self._shard(0).file.get_slice(name).get_shape()[1]
+        padded = np.zeros((len(members), num_positions, width), np.int32 if name == "tokens" else np.float32)
         for row, examples in enumerate(members):
             at = 0
             for example in examples:
                 shard, place = divmod(example, self.settings.shard_examples)
                 opened = self._shard(shard)
                 begin, end = opened.offsets[place], opened.offsets[place + 1]
-                place_in_row = slice(at, at + end - begin)
-                tokens[row, place_in_row] = opened.file.get_slice("tokens")[begin:end]
-                if self.settings.kind == "top":
-                    log_probs[row, place_in_row] = opened.file.get_slice("log_probs")[begin:end]
-                at = place_in_row.stop
-        return TopTargets(tokens, log_probs) if self.settings.kind == "top" else DrawnTargets(tokens)
+                padded[row, at : at + end - begin] = opened.file.get_slice(name)[begin:end]
+                at += end - begin
+        return padded
 
     def _shard(self, number: int) -> _OpenShard:
         if number not in self._open:

@@ -95,7 +95,7 @@ def _score_batch(
 ) -> dict[str, Float[Array, " B"]]:
     """Sums over the completion of each row."""
     known = None if teacher is None or teacher_params is None else (teacher_params, teacher)
-    heads = completion_heads(student_params, student, batch, known)
+    heads = completion_heads(student_params, student, batch, known, constant=True)
     mask = completion_mask(jnp.asarray(batch.completion_lengths), batch.completions.shape[1])
     return projected_sums(_token_scores, *heads, jnp.asarray(batch.completions), mask)
 

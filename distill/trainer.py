@@ -147,7 +147,11 @@ class _Run:
         self._tokenizer = models.tokenizer
         self._tokenizer_source = models.tokenizer_source
         self._held_out = held_out
-        self._method = _for_vocabularies(config.make_method(), models)
+        self._scorer = self._teacher  # what a step reads of the teacher
+        from_states = targets is not None and targets.settings.kind == "states"
+        if targets is not None and from_states:
+            self._scorer = in_dtype(Network(*targets.teacher_head()), config.compute_dtype)
+        self._method = _for_vocabularies(config.make_method(from_states=from_states), models)
         self._parametrization = config.make_parametrization(self._student)
         self._optimizer = make_optimizer(config.optimizer_config())
         schedule = learning_rate_schedule(config.optimizer_config())
@@ -159,7 +163,7 @@ class _Run:
         self._eval_buckets = None if held_out is None or config.pack else held_out_buckets(buckets, held_out)
         self._train_step = make_train_step(
             self._student,
-            self._teacher.config if self._teacher is not None and self._method.needs_teacher else None,
+            self._scorer.config if self._scorer is not None and self._method.needs_teacher else None,
             self._method,
             self._optimizer,
             normalization=config.normalization,
@@ -212,7 +216,7 @@ class _Run:
     def _step(self, step: int) -> None:
         began = time.perf_counter()
         read = self._batches.read(step, self._network)
-        teacher = self._teacher if self._method.needs_teacher else None
+        teacher = self._scorer if self._method.needs_teacher else None
         self._state, metrics = self._train_step(self._state, teacher and teacher.params, read.batch, self._frozen)
         self._report(step + 1, read, metrics, began)
 

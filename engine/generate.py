@@ -163,7 +163,7 @@ def _generate(
 
     dtype = params["embed_tokens"].dtype
     # Attend to T slots in the prefill, and make room for the completion afterwards.
-    hidden, cache = cached_hidden_states(params, config, prompts, positions, init_cache(config, B, T, dtype))
+    hidden, cache = cached_hidden_states(params, config, prompts, positions, init_cache(config, B, T, dtype), last=1)
     empty = Generation(
         jnp.full((B, capacity), pad_token_id, jnp.int32), jnp.zeros(B, jnp.int32), jnp.zeros((B, capacity), jnp.float32)
     )

@@ -46,13 +46,19 @@ def _product_backward(dtype: jnp.dtype, kept: tuple[Array, Array], gradient: Arr
     batch = tuple(range(x.ndim - 1))
     d_x = dot(gradient, weight, (((x.ndim - 1,), (0,)), ((), ())))  # [..., in]
     if weight.shape[0] > weight.shape[1]:
-        d_weight = dot(x, gradient, ((batch, batch), ((), ()))).T  # [in, out] -> [out, in]
+        d_weight = transposed(dot(x, gradient, ((batch, batch), ((), ()))))  # [in, out] -> [out, in]
     else:
         d_weight = dot(gradient, x, ((batch, batch), ((), ())))  # [out, in]
     return d_x.astype(x.dtype), d_weight.astype(weight.dtype)
 
 
 _product.defvjp(_product_forward, _product_backward)
+
+
+def transposed(product: Float[Array, "m n"]) -> Float[Array, "n m"]:
+    """The transpose of a product, which XLA would else fold into a product of another, slower layout."""
+    kept: Array = jax.lax.optimization_barrier(product)  # type: ignore[no-untyped-call]  # jax leaves it without types
+    return kept.T
 
 
 def rms_norm(

@@ -127,25 +127,41 @@ def segment_positions(segment_ids: Int[Array, "B T"]) -> Int[Array, "B T"]:
 
 
 def _attention_branch(
-    config: ModelConfig, layer: Layer, x: Float[Array, "B T D"], rope: Float[Array, "2 B T half"], attention: _Attention
-) -> tuple[Float[Array, "B T D"], _Cached]:
+    config: ModelConfig,
+    layer: Layer,
+    x: Float[Array, "B T D"],
+    rope: Float[Array, "2 B T half"],
+    attention: _Attention,
+    last: int,
+) -> tuple[Float[Array, "B last D"], _Cached]:
     B, T, _ = x.shape
     eps, plus_one, H = config.rms_norm_eps, config.norm_plus_one, config.head_dim
-    q = linear(x, layer["q_proj"]).reshape(B, T, config.num_attention_heads, H)
+    q = linear(x[:, T - last :], layer["q_proj"]).reshape(B, last, config.num_attention_heads, H)
     k = linear(x, layer["k_proj"]).reshape(B, T, config.num_key_value_heads, H)
     v = linear(x, layer["v_proj"]).reshape(B, T, config.num_key_value_heads, H)
     if config.use_qk_norm:
         q, k = rms_norm(q, layer["q_norm"], eps, plus_one), rms_norm(k, layer["k_norm"], eps, plus_one)
-    attended, cached = attention(apply_rope(q, rope), apply_rope(k, rope), v)  # [B, T, N, H]
-    return linear(attended.reshape(B, T, -1), layer["o_proj"]), cached  # [B, T, D]
+    attended, cached = attention(apply_rope(q, rope[:, :, T - last :]), apply_rope(k, rope), v)  # [B, last, N, H]
+    return linear(attended.reshape(B, last, -1), layer["o_proj"]), cached  # [B, last, D]
 
 
 def decoder_layer(
-    config: ModelConfig, layer: Layer, x: Float[Array, "B T D"], rope: Float[Array, "2 B T half"], attention: _Attention
-) -> tuple[Float[Array, "B T D"], _Cached]:
-    """One layer: attention and MLP branches, each normed before (and in Gemma after), added to the stream."""
+    config: ModelConfig,
+    layer: Layer,
+    x: Float[Array, "B T D"],
+    rope: Float[Array, "2 B T half"],
+    attention: _Attention,
+    last: int | None = None,
+) -> tuple[Float[Array, "B last D"], _Cached]:
+    """One layer: attention and MLP branches, each normed before (and in Gemma after), added to the stream.
+
+    Args:
+      last: So many of the last columns go on; the others are keys and values for them. None means all.
+    """
+    last = x.shape[1] if last is None else last
     norm = partial(rms_norm, eps=config.rms_norm_eps, plus_one=config.norm_plus_one)
-    branch, cached = _attention_branch(config, layer, norm(x, layer["input_layernorm"]), rope, attention)
+    branch, cached = _attention_branch(config, layer, norm(x, layer["input_layernorm"]), rope, attention, last)
+    x = x[:, x.shape[1] - last :]
     if config.use_post_norms:
         branch = norm(branch, layer["post_attention_layernorm"])
     x = x + branch
@@ -164,20 +180,26 @@ def _scan_layers(
     positions: Int[Array, "B T"],
     key_positions: Int[Array, "B S"],
     cache: KVCache | None,
-    remat: bool,
+    remat: bool = False,
     segment_ids: Int[Array, "B T"] | None = None,
-) -> tuple[Float[Array, "B T D"], _Cached]:
-    """Embeds the tokens and runs all layers and the final norm, with or without a cache."""
+    last: int | None = None,
+) -> tuple[Float[Array, "B last D"], _Cached]:
+    """Embeds the tokens and runs all layers and the final norm, with or without a cache.
+
+    With `last`, the last layer computes no more than so many columns need, and stands behind the scan.
+    """
     together = None if segment_ids is None else segment_ids[:, :, None] == segment_ids[:, None, :]  # [B, T, T]
     ropes = rope_tables(config, positions)  # [kinds, 2, B, T, H/2]
     attend_scaled = partial(attend, scale=config.query_scale, cap=config.attn_logit_softcapping)
 
-    def step(carry: tuple[Array, _Cached], scanned: Any) -> tuple[tuple[Array, _Cached], None]:
+    def step(carry: tuple[Array, _Cached], scanned: Any, last: int | None = None) -> tuple[tuple[Array, _Cached], None]:
         x, cached = carry
         layer, index, window, kind = scanned  # weights of one layer, and three scalars
         visible = visible_keys(positions, key_positions, window)
         if together is not None:
             visible &= together
+        if last is not None:
+            visible = visible[:, visible.shape[1] - last :]
 
         def attention(q: Array, k: Array, v: Array) -> tuple[Array, _Cached]:
             k, v = jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2)  # [B, K, T, H]
@@ -186,17 +208,31 @@ def _scan_layers(
             keys, values = (write_layer(old, new, index, cache.length) for old, new in zip(cached, (k, v), strict=True))
             return attend_scaled(q, keys[index].astype(q.dtype), values[index].astype(q.dtype), visible), (keys, values)
 
-        x, cached = decoder_layer(config, layer, x, ropes[kind], attention)
+        x, cached = decoder_layer(config, layer, x, ropes[kind], attention, last)
         return (constrain_rows(x), cached), None
 
     table = gather_weights({"embed_tokens": params["embed_tokens"]}, config)["embed_tokens"]
     x = constrain_rows(embed(table, tokens, config.scale_embeddings))
     per_layer = np.array([range(config.num_hidden_layers), layer_windows(config), layer_kinds(config)], np.int32)
-    scanned = (params["layers"], *per_layer)
     start = (x, None if cache is None else (cache.keys, cache.values))
-    policy = None if remat else jax.checkpoint_policies.dots_with_no_batch_dims_saveable
-    (x, cached), _ = jax.lax.scan(jax.checkpoint(step, prevent_cse=False, policy=policy), start, scanned)
+    if last is None:
+        policy = None if remat else jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+        scanned = (params["layers"], *per_layer)
+        (x, cached), _ = jax.lax.scan(jax.checkpoint(step, prevent_cse=False, policy=policy), start, scanned)
+    else:
+        before, _ = jax.lax.scan(
+            lambda carry, at: step(carry, (_layer_at(params, at[0]), *at)), start, per_layer.T[:-1]
+        )
+        (x, cached), _ = step(before, (_layer_at(params, config.num_hidden_layers - 1), *per_layer[:, -1]), last)
     return rms_norm(x, params["norm"], config.rms_norm_eps, config.norm_plus_one), cached
+
+
+def _layer_at(params: Params, index: Array | int) -> Layer:
+    """One layer's weights. Slices of the stacked ones, as a scan takes them, would be copies of all but the last."""
+    layer: Layer = jax.tree.map(
+        lambda leaf: jax.lax.dynamic_index_in_dim(leaf, index, keepdims=False), params["layers"]
+    )
+    return layer
 
 
 def hidden_states(
@@ -207,7 +243,8 @@ def hidden_states(
     padding_mask: Bool[Array, "B T"] | None = None,
     segment_ids: Int[Array, "B T"] | None = None,
     remat: bool = False,
-) -> Float[Array, "B T D"]:
+    last: int | None = None,
+) -> Float[Array, "B last D"]:
     """Normed output of the last layer for whole sequences, without a cache.
 
     Args:
@@ -219,6 +256,8 @@ def hidden_states(
         ids above 0, and padding is 0. Each gives the states that it gives alone: its positions start at 0, and it
         sees no other.
       remat: Recompute each layer in the backward pass instead of keeping its activations.
+      last: Return the states of so many last columns alone, for constant weights: the last layer then works on no
+        others, but a gradient with respect to weights would be slow. None returns all T.
 
     Raises:
       ValueError: If both a padding mask and segment ids are given.
@@ -229,7 +268,7 @@ def hidden_states(
         positions = segment_positions(segment_ids)
     else:
         raise ValueError("padding_mask and segment_ids must not both be given: segment 0 is padding")
-    return _scan_layers(params, config, tokens, positions, positions, None, remat, segment_ids)[0]
+    return _scan_layers(params, config, tokens, positions, positions, None, remat, segment_ids, last)[0]
 
 
 def head_table(params: Params, config: ModelConfig) -> Float[Array, "V D"]:
@@ -259,18 +298,24 @@ def forward(
 
 
 def cached_hidden_states(
-    params: Params, config: ModelConfig, tokens: Int[Array, "B T"], positions: Int[Array, "B T"], cache: KVCache
-) -> tuple[Float[Array, "B T D"], KVCache]:
+    params: Params,
+    config: ModelConfig,
+    tokens: Int[Array, "B T"],
+    positions: Int[Array, "B T"],
+    cache: KVCache,
+    last: int | None = None,
+) -> tuple[Float[Array, "B last D"], KVCache]:
     """Reads T tokens after those in the cache: a prefill (T > 1) or a decode step (T = 1).
 
     Args:
       tokens: Token ids, appended to the cache from slot `cache.length` on; the caller sees to it that they fit.
       positions: Position of each token, -1 on padding.
+      last: So many of the last columns' hidden states are wanted; None means all T.
 
     Returns:
-      Normed hidden states of the T tokens, and the cache that contains them.
+      Normed hidden states of these tokens, and the cache that contains them.
     """
     key_positions = write_positions(cache, positions)  # [B, S]
-    hidden, cached = _scan_layers(params, config, tokens, positions, key_positions, cache, remat=False)
+    hidden, cached = _scan_layers(params, config, tokens, positions, key_positions, cache, last=last)
     assert cached is not None  # as a cache went in
     return hidden, KVCache(*cached, key_positions, cache.length + tokens.shape[1])

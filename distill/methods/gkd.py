@@ -37,7 +37,7 @@ class Gkd:
       temperature: Divides the student's logits inside the divergence (sampling has a temperature of its own).
       teacher_temperature: Divides the teacher's; None is `temperature`. Of stored targets it was applied before.
       divergence_share: α, the weight of the divergence; 1 - α is that of the reward, on rewarded samples alone.
-      needs_teacher: False where the labels hold what was stored of the teacher, which tells the forward KL alone.
+      needs_teacher: False where the labels hold a part of its distribution, which tells the forward KL alone.
 
     References:
       Agarwal et al., 2024, arXiv:2306.13649, algorithm 1 and eq. 1.

@@ -121,3 +121,15 @@ def test_greedy_answers_are_written_once(teacher: Path, words: Path, tmp_path: P
     refused = run("generate", *given, "--temperature", 0, "--samples", 2)
     assert refused.exit_code == 2
     assert "samples must be 1 where answers are greedy" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("kind", "option"), [("top", "--seed"), ("states", "--seed"), ("states", "--tokens"), ("states", "--temperature")]
+)
+def test_options_that_a_kind_of_targets_has_no_use_for(
+    tmp_path: Path, teacher: Path, words: Path, kind: str, option: str
+) -> None:
+    result = run("label", "--teacher", teacher, "--data", words, "--out", tmp_path / "out", "--keep", kind, option, 3)
+    assert result.exit_code == 2
+    assert f"{option} would do nothing: --keep {kind}" in result.stderr
+    assert not (tmp_path / "out").exists()

@@ -120,8 +120,8 @@ def command(
     With --reward, gkd maximises (1 - alpha) reward - alpha divergence on the student's samples (section 3.2 there). A
     function takes lists of prompts, completions and references, and returns one float a completion.
 
-    With --targets, pretrain and supervised gkd (--lambda 0 --divergence forward_kl) read what attar label stored, and
-    the teacher is never loaded, or for evaluation alone where --teacher names it.
+    With --targets, pretrain and supervised gkd (--lambda 0) read what attar label stored, and the teacher is never
+    loaded, or for evaluation alone where --teacher names it. Tokens tell --divergence forward_kl alone, states all.
 
     \b
     DATA is .jsonl with one JSON object a line, {"prompt": ..., "completion": ...}, {"messages": [...]} or

@@ -43,17 +43,19 @@ _ABOVE_0 = click.FloatRange(0, min_open=True)
 @click.option("--seed", type=int, default=0, show_default=True, help="Of drawn tokens.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(teacher: str, data: tuple[str, ...], folder: Path, as_json: bool, **options: Any) -> None:
-    """Score DATA with the teacher once, and keep a part of its distribution at every completion position, so that
-    `attar distill --targets` on the same --data can train many students without the teacher. The same command on the
-    same folder goes on where it was stopped, and ends with the same bytes.
+    """Score DATA with the teacher once, and keep what it says at every completion position, so that
+    `attar distill --targets` on the same --data can train many students, or one for many passes, without running the
+    teacher again. The same command on the same folder goes on where it was stopped, and ends with the same bytes.
 
     \b
     top    the likeliest tokens with their log-probabilities. What they lack of a mass of 1 stays the mass of all
            other tokens: students learn how much else can follow. A lower bound of the whole loss.
     drawn  tokens drawn from the teacher, which stand for all of its distribution without bias: Gemma Team, 2025,
            arXiv:2503.19786, section 2.2.
+    states the teacher's last hidden states and its table of logits: all of its distribution, for every divergence and
+           temperature. 4 bytes times the teacher's width a position.
     """
-    _refuse_idle_seed(options)
+    _refuse_idle(options)
     use_compilation_cache()
     files = tuple(str(Path(name) / "train.jsonl") if Path(name).is_dir() else name for name in data)
     config = LabelConfig(files, str(model_source(teacher)), **options)
@@ -72,7 +74,17 @@ def command(teacher: str, data: tuple[str, ...], folder: Path, as_json: bool, **
     out.print(f"targets: {folder}", soft_wrap=True)
 
 
-def _refuse_idle_seed(options: dict[str, Any]) -> None:
-    given = click.get_current_context().get_parameter_source("seed") is not click.core.ParameterSource.DEFAULT
-    if given and options["kind"] == "top":
-        raise click.UsageError("--seed would do nothing: --keep top draws nothing")
+_IDLE = {
+    "top": {"seed": "draws nothing"},
+    "drawn": {},
+    "states": dict.fromkeys(("seed", "tokens_per_position", "temperature"), "keeps all"),
+}
+
+
+def _refuse_idle(options: dict[str, Any]) -> None:
+    """Options that this kind of targets has no use for."""
+    source = click.get_current_context().get_parameter_source
+    for name, why in _IDLE[options["kind"]].items():
+        if source(name) is not click.core.ParameterSource.DEFAULT:
+            flag = "--tokens" if name == "tokens_per_position" else f"--{name}"
+            raise click.UsageError(f"{flag} would do nothing: --keep {options['kind']} {why}")

@@ -39,6 +39,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory, config: LabelConfig) -> di
     label(config, root / "top")
     label(replace(config, tokens_per_position=V), root / "whole")
     label(replace(config, kind="drawn", tokens_per_position=4000), root / "drawn")
+    label(replace(config, kind="states"), root / "states")
     return {path.name: path for path in root.iterdir()}
 
 
@@ -225,6 +226,39 @@ def test_supervised_gkd_reads_targets(
     assert first["both"] == first["top"]
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"divergence": "jsd", "divergence_temperature": 2.0},
+        {"divergence": "reverse_kl", "teacher_temperature": 0.5, "pack": True, "pack_tokens": 32, "batch_size": 2},
+        {"method": "pretrain", "compute_dtype": "bfloat16", "accumulation_steps": 2},
+    ],
+)
+def test_stored_states_train_as_the_teacher_at_hand_does(
+    tmp_path: Path, settings: dict[str, Any], folders: dict[str, Path], teacher_folder: Path, change: dict[str, Any]
+) -> None:
+    """Whatever the divergence and the temperatures; the teacher's layers are not there."""
+    supervised = settings | {"method": "gkd", "on_policy_fraction": 0.0} | change
+    train(TrainConfig(**supervised, targets=str(folders["states"])), tmp_path / "stored")
+    train(TrainConfig(**supervised, teacher=str(teacher_folder)), tmp_path / "online")
+    tolerance = 1e-2 if "compute_dtype" in change else 1e-4  # the states were computed in float32
+    np.testing.assert_allclose(losses(tmp_path / "stored"), losses(tmp_path / "online"), rtol=tolerance)
+    assert losses(tmp_path / "stored")[2] < losses(tmp_path / "stored")[0]
+
+
+def test_a_folder_of_states_is_whole_or_refused(folders: dict[str, Path], config: LabelConfig, tmp_path: Path) -> None:
+    """The table of logits is part of the folder, and is made again like any other."""
+    damaged = tmp_path / "damaged"
+    shutil.copytree(folders["states"], damaged)
+    (damaged / "head.safetensors").write_bytes(b"")
+    with pytest.raises(PartError, match=r"head.safetensors: must have \d+ bytes"):
+        TargetFolder(damaged)
+    (damaged / "head.safetensors").unlink()
+    (damaged / "shard_00002.safetensors").unlink()
+    label(replace(config, kind="states"), damaged)
+    assert contents(damaged) == contents(folders["states"])
+
+
 def test_targets_are_part_of_what_a_run_was_started_under(
     tmp_path: Path, settings: dict[str, Any], folders: dict[str, Path]
 ) -> None:
@@ -242,6 +276,8 @@ def test_targets_are_part_of_what_a_run_was_started_under(
         ({"max_new_tokens": 3}, "the examples must be what was labelled"),
         ({"method": "gkd", "on_policy_fraction": 0.0, "divergence": "forward_kl", "divergence_temperature": 2.0},
          "the teacher's temperature must be what was labelled, got 2.0 for 1.0"),
+        ({"method": "gkd", "on_policy_fraction": 0.0},
+         "targets of kind top tell the divergence forward_kl alone, got jsd; .* --keep states"),
     ],
 )  # fmt: skip
 def test_targets_of_other_examples_or_temperatures_are_refused(
@@ -255,7 +291,7 @@ def test_targets_of_other_examples_or_temperatures_are_refused(
     ("change", "message"),
     [
         ({"method": "sft"}, "targets are read by the methods pretrain and gkd"),
-        ({"method": "gkd"}, "needs lambda 0 and divergence forward_kl, got 0.5 and jsd"),
+        ({"method": "gkd"}, "needs lambda 0, got 0.5"),
         ({"student": None, "student_layers": (0,)}, "student_layers needs a teacher"),
     ],
 )

@@ -20,7 +20,7 @@ from attar.engine.transformer import Params, cached_hidden_states, param_shapes
 
 # Compiled whole: run op by op, each operation would be compiled for each shape.
 forward = jax.jit(transformer.forward, static_argnums=1, static_argnames="remat")
-hidden_states = jax.jit(transformer.hidden_states, static_argnums=1)
+hidden_states = jax.jit(transformer.hidden_states, static_argnums=1, static_argnames="last")
 init_params = jax.jit(transformer.init_params, static_argnums=0)
 
 TINY = ["tiny-gemma2", "tiny-gemma3", "tiny-llama"]
@@ -118,6 +118,27 @@ def test_cached_steps_equal_the_full_forward(model: tuple[ModelConfig, Params]) 
         pieces.append(hidden)
     assert int(cache.length) == 27
     np.testing.assert_allclose(np.concatenate(pieces, axis=1), full, atol=1e-4)
+
+
+@pytest.mark.parametrize("last", [1, 11])
+def test_the_last_columns_alone_are_the_same(model: tuple[ModelConfig, Params], last: int) -> None:
+    """With padding, in several sequences of a row, and read into a cache, past the window."""
+    config, params = model
+    tokens = jnp.asarray(np.random.default_rng(2).integers(0, config.vocab_size, (2, 21)), jnp.int32)
+    mask = jnp.arange(21) >= jnp.asarray([[0], [4]])
+    segments = jnp.repeat(jnp.asarray([[1, 2, 3]]), 7, axis=1) * jnp.ones((2, 1), jnp.int32)
+    for layout in ({"padding_mask": mask}, {"segment_ids": segments}):
+        whole = hidden_states(params, config, tokens, **layout)
+        np.testing.assert_allclose(
+            hidden_states(params, config, tokens, **layout, last=last), whole[:, -last:], atol=1e-4
+        )
+    positions = jnp.broadcast_to(jnp.arange(21, dtype=jnp.int32), (2, 21))
+    read = jax.jit(cached_hidden_states, static_argnums=1, static_argnames="last")
+    whole, filled = read(params, config, tokens, positions, init_cache(config, 2, 21))
+    part, filled_by_part = read(params, config, tokens, positions, init_cache(config, 2, 21), last=last)
+    np.testing.assert_allclose(part, whole[:, -last:], atol=1e-4)
+    for one, other in zip(jax.tree.leaves(filled), jax.tree.leaves(filled_by_part), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-4)
 
 
 def test_recomputing_layers_gives_the_same_gradient(model: tuple[ModelConfig, Params]) -> None:
