@@ -94,6 +94,8 @@ def test_rows_are_found_whatever_the_shards(folders: dict[str, Path], config: La
     label(replace(config, shard_examples=100), tmp_path / "one")
     assert len(list((tmp_path / "one").glob("*.safetensors"))) == 1
     many, one = (TargetFolder(path).rows([[4], [1, 3]], 6) for path in (folders["top"], tmp_path / "one"))
+    assert isinstance(many, TopTargets)
+    assert isinstance(one, TopTargets)
     np.testing.assert_array_equal(many.tokens, one.tokens)
 
 
