@@ -3,12 +3,13 @@
     python -m benchmarks.llama_cpp [--models ...] [--perplexity] [--quick] [--json]
 
 Every figure comes from a process of its own with no interpreter in it: `attar-run --bench`, and a small driver linked
-with the llama.cpp that llama-cpp-python builds natively. Processes alternate for a number of rounds; in each, attar
-runs, then llama.cpp with and without flash attention, of which the better figure counts. A process takes each figure
-several times and reports the best, since other programs can only slow it down; a ratio is the median over rounds of
-what attar and llama.cpp did side by side. All ratios are oriented so that above 1 is better for attar. `bar` is the
+with the llama.cpp that llama-cpp-python builds natively. Processes alternate for a number of rounds; in each, either
+side has two, llama.cpp with and without flash attention, and the better figure of the two counts. A process takes each
+figure several times and reports the best, since other programs can only slow it down; a ratio is the median over rounds
+of what attar and llama.cpp did side by side. All ratios are oriented so that above 1 is better for attar. `bar` is the
 least that is asked of attar; `of bound` is the share of what bandwidth or the multiply instruction allow
-(`benchmarks.roofline`).
+(`benchmarks.roofline`). Both sides keep keys and values in f16; one more process of attar has them in int8 at depth,
+which must not be slower (`int8_gain`, over attar's f16).
 """
 
 from __future__ import annotations
@@ -37,6 +38,8 @@ DEPTH = 2048
 # A process loads once, so loads have processes of their own beside the one that measures speeds.
 LOADING = BenchPlan(prefill_tokens=8, decode_tokens=2, depths=(0,), repeats=1)
 LOADS = 3
+# Keys and values in eight bits are for depth.
+INT8 = ("--kv", "int8")
 # Beside the weights and the cache: the program, scratch, the vocabulary.
 RSS_ROOM_BYTES = 20_000_000
 
@@ -88,8 +91,15 @@ def rss_bar(model: str) -> float | None:
 Rounds = Sequence[tuple[Measurement, Measurement]]
 
 
-def compare(model: str, rounds: Rounds, file_bytes: int, needs: Needs, machine: Machine) -> list[Row]:
-    """Every row of one model; `rounds` holds what attar and llama.cpp did side by side."""
+def compare(
+    model: str, rounds: Rounds, int8: Sequence[float], file_bytes: int, needs: Needs, machine: Machine
+) -> list[Row]:
+    """Every row of one model.
+
+    Args:
+      rounds: What attar and llama.cpp did side by side.
+      int8: attar's tokens a second at depth with an int8 cache, of each round.
+    """
 
     def row(
         name: str, unit: str, figure: Callable[[Measurement], float], bar: float | None, bound: float | None = None
@@ -107,6 +117,9 @@ def compare(model: str, rounds: Rounds, file_bytes: int, needs: Needs, machine: 
     planned = file_bytes + rounds[0][0].planned["cache_bytes"] + RSS_ROOM_BYTES
     peak = statistics.median(attar.peak_rss_bytes for attar, _ in rounds)
     plan = Row(f"rss_plan_{model}", "MB", peak / 1e6, planned / 1e6, planned / peak, 1.0)
+    f16 = [attar.decode[DEPTH] for attar, _ in rounds]
+    gain = statistics.median(fast / wide for fast, wide in zip(int8, f16, strict=True))
+    over_f16 = Row(f"int8_gain_{model}", "tokens/s", statistics.median(int8), statistics.median(f16), gain, 1.0)
     prefill_bound = machine.prefill_bound(needs, 512)
     return [
         decode_row("decode_empty", 0),
@@ -115,25 +128,31 @@ def compare(model: str, rounds: Rounds, file_bytes: int, needs: Needs, machine: 
         row("load", "ms", lambda m: 1e3 * m.load_seconds, 1 / 0.6),
         row("rss", "MB", lambda m: m.peak_rss_bytes / 1e6, rss_bar(model)),
         plan,
+        over_f16,
     ]
 
 
-def measure_rounds(program: Path, driver: Path, path: Path, plan: BenchPlan, rounds: int, options: list[str]) -> Rounds:
-    """Rounds of attar, llama.cpp with and llama.cpp without flash attention; the file is in the page cache before."""
+def measure_rounds(
+    program: Path, driver: Path, path: Path, plan: BenchPlan, rounds: int, options: list[str]
+) -> tuple[Rounds, list[float]]:
+    """Rounds of attar and llama.cpp in turn, and of attar with an int8 cache; the file is in the page cache before."""
     path.read_bytes()
-    found = []
+    found, int8 = [], []
+    at_depth = replace(plan, prefill_tokens=LOADING.prefill_tokens, depths=(DEPTH,))
     for number in range(rounds):
         say(f"{path.name}: round {number + 1} of {rounds}")
-        attar = measure_attar(program, path, plan, options)
-        peers = [measure_llama(driver, path, plan, flash=flash) for flash in (True, False)]
+        pairs = [
+            (measure_attar(program, path, plan, options), measure_llama(driver, path, plan, flash=flash))
+            for flash in (True, False)
+        ]
+        attar, peer = (better(*side) for side in zip(*pairs, strict=True))
+        int8.append(measure_attar(program, path, at_depth, [*options, *INT8]).decode[DEPTH])
         loads = [
             (measure_attar(program, path, LOADING, options), measure_llama(driver, path, LOADING, flash=False))
             for _ in range(LOADS)
         ]
-        found.append(
-            (best_load(attar, [ours for ours, _ in loads]), best_load(better(*peers), [theirs for _, theirs in loads]))
-        )
-    return found
+        found.append((best_load(attar, [ours for ours, _ in loads]), best_load(peer, [theirs for _, theirs in loads])))
+    return found, int8
 
 
 def best_load(full: Measurement, loads: Sequence[Measurement]) -> Measurement:
@@ -227,8 +246,8 @@ def main() -> int:
     measured: dict[str, Any] = {}
     for name in chosen.models:
         path = model_file(name, chosen.peers_python)
-        rounds = measure_rounds(program, driver, path, plan, chosen.rounds, chosen.attar_options.split())
-        rows += compare(name, rounds, path.stat().st_size, needs_of(path), machine)
+        rounds, int8 = measure_rounds(program, driver, path, plan, chosen.rounds, chosen.attar_options.split())
+        rows += compare(name, rounds, int8, path.stat().st_size, needs_of(path), machine)
         measured[name] = [{"attar": asdict(attar), "llama_cpp": asdict(peer)} for attar, peer in rounds]
         if chosen.perplexity:
             rows += likelihood_rows(name, compare_likelihood(path, driver, chosen.threads, quick=chosen.quick))

@@ -61,7 +61,7 @@ def test_ratios_above_one_are_better_for_attar() -> None:
     attar = Measurement(1.0, 30.0, {0: 20.0, 2048: 8.0}, 50_000_000, 1, planned={"cache_bytes": 20_000_000})
     peer = Measurement(2.0, 10.0, {0: 10.0, 2048: 5.0}, 100_000_000, 1)
     needs = Needs(100, 10, 5, windows=(None,), kv_values=6, attention_macs=2)
-    rows = compare("smollm2_q4_0", [(attar, peer)], 30_000_000, needs, Machine(1, "avx2", 1e4, {10: 4000.0}))
+    rows = compare("smollm2_q4_0", [(attar, peer)], [7.0], 30_000_000, needs, Machine(1, "avx2", 1e4, {10: 4000.0}))
     ratios = {row.name.removesuffix("_smollm2_q4_0"): (pytest.approx(row.ratio), row.passed) for row in rows}
     assert ratios["decode_empty"] == (2.0, True)
     assert ratios["decode_2048"] == (1.6, False)
@@ -69,6 +69,7 @@ def test_ratios_above_one_are_better_for_attar() -> None:
     assert ratios["load"] == (2.0, True)
     assert ratios["rss"] == (2.0, True)
     assert ratios["rss_plan"] == (1.4, True)
+    assert ratios["int8_gain"] == (0.875, False)
     assert rows[0].share == pytest.approx(20.0 / 40.0)
 
 
