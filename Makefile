@@ -4,7 +4,7 @@ PYTHON ?= python3
 DEMO_OUT ?= demo
 PIP = -m pip --disable-pip-version-check --quiet
 
-.PHONY: demo test lint mypy pyright bench clean
+.PHONY: demo test coverage lint mypy pyright bench clean
 
 PACKAGE = src engine export quantize distill runtime
 
@@ -15,6 +15,10 @@ demo: .venv/ready
 
 test: .venv-test/ready
 	$(MAKE) --no-print-directory -j3 lint mypy pyright
+	.venv-test/bin/python -m pytest -n 2 --dist loadfile
+
+# Watching every line slows tracing and compilation down.
+coverage: .venv-test/ready
 	.venv-test/bin/python -m pytest -n 2 --dist loadfile --cov --cov-report=term
 
 lint: .venv-test/ready

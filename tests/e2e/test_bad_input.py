@@ -289,16 +289,18 @@ def test_unknown_models(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_changed_configuration_is_not_resumed(tmp_path: Path, teacher: Path, data: Path) -> None:
     run = tmp_path / "run"
-    command = [str(a) for a in distill(teacher, data, run, "--eval-examples", 2)]
+    options = ("--eval-examples", 2, "--method", "sft")
+    command = [str(a) for a in distill(teacher, data, run, *options)]
     assert CliRunner().invoke(main, command).exit_code == 0
     weights = (run / "student" / "model.safetensors").read_bytes()
-    line = refuse(*distill(teacher, data, run, "--eval-examples", 2, "--learning-rate", 0.5))
+    line = refuse(*distill(teacher, data, run, *options, "--learning-rate", 0.5))
     assert "learning_rate" in line
     assert (run / "student" / "model.safetensors").read_bytes() == weights
 
 
 def test_interrupted_training_says_so_and_goes_on(tmp_path: Path, teacher: Path, data: Path) -> None:
-    arguments = [str(a) for a in distill(teacher, data, tmp_path / "run", "--checkpoint-every", 1)]
+    options = ("--checkpoint-every", 1, "--method", "sft")
+    arguments = [str(a) for a in distill(teacher, data, tmp_path / "run", *options)]
     arguments[arguments.index("--steps") + 1] = "400"
     process = subprocess.Popen([sys.executable, "-m", "attar.cli", *arguments], stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 600
