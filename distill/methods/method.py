@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 from jaxtyping import Array, Float, Int
 
 from attar.distill.policy_gradient import PolicyLabels
 from attar.distill.stored_targets import DrawnTargets, TopTargets
+
+MethodName = Literal["sft", "pretrain", "gkd", "uld"]
 
 
 class Labels(NamedTuple):

@@ -17,9 +17,10 @@ from attar.cli._models import model_source
 from attar.cli._proposals import decide_prune_target
 from attar.cli._student_options import NEEDED, adaptation_options, budget_options, parse_targets, pruning_options
 from attar.cli._tables import evaluation_table
-from attar.distill.config import MethodName, TrainConfig
+from attar.distill.config import TrainConfig
 from attar.distill.divergences import DivergenceName
 from attar.distill.evaluate import Evaluation
+from attar.distill.methods.method import MethodName
 from attar.distill.progress import SinkName, StepReport
 from attar.distill.records import Documents
 from attar.distill.step import ComputeDtype
