@@ -18,7 +18,7 @@ from attar.distill.counted import completion_hidden
 from attar.distill.data import TEXT_WINDOW, DataSet, Limits, PromptFormat, Windows, load_mixture
 from attar.distill.models import params_fingerprint
 from attar.distill.part_folder import PartError, open_parts
-from attar.distill.projected_loss import CHUNK_LOGITS
+from attar.distill.projected_loss import chunk_positions
 from attar.distill.records import Documents
 from attar.distill.step import ComputeDtype, cast_matrices
 from attar.distill.stored_targets import DrawnTargets, StoredTargets, TeacherStates, TopTargets
@@ -243,7 +243,7 @@ def _by_positions(
 ) -> Any:
     """keep(hidden, extra) a few positions at a time, so that the logits of a batch are never in memory."""
     B, N, _ = hidden.shape
-    n = min(N, max(1, CHUNK_LOGITS // (B * vocab_size)))
+    n = chunk_positions(B, N, vocab_size)
     count = -(-N // n)
 
     def split(x: Array) -> Array:

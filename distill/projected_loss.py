@@ -23,8 +23,11 @@ from jaxtyping import Array, Bool, Float, PyTree
 from attar.engine.layers import head_logits, soft_cap, table_products, transposed
 from attar.engine.sharding import over_row_shards
 
-# Logits of one model that are held at once, 16 MB in float32: enough for the products to run at full speed.
-CHUNK_LOGITS = 1 << 22
+# Logits of one model that are held at once, 4 MB in float32: what one pass leaves is in the caches for the next. A
+# large vocabulary takes up to four times as many, to come to CHUNK_ROWS hidden states: a product reads the whole table
+# for whatever number of them.
+CHUNK_LOGITS = 1 << 20
+CHUNK_ROWS = 128
 # Numbers of the table's gradient that are added to at once.
 TABLE_PART = 1 << 22
 
@@ -234,7 +237,8 @@ def _products_loss(token_loss: TokenLoss, config: HeadConfig, tables: _Tables, c
 
 def chunk_positions(rows: int, positions: int, vocab_size: int) -> int:
     """Positions of every row that are projected at a time."""
-    return min(positions, max(1, CHUNK_LOGITS // (rows * vocab_size)))
+    logits = min(max(CHUNK_LOGITS, CHUNK_ROWS * vocab_size), 4 * CHUNK_LOGITS)
+    return min(positions, max(1, logits // (rows * vocab_size)))
 
 
 def _fold(

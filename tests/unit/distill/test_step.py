@@ -150,11 +150,12 @@ def test_accumulation_equals_the_big_batch(shape: ModelConfig) -> None:
     assert_close(parts.params, whole.params, 1e-5)
 
 
-@pytest.mark.parametrize("chunk_logits", [1, 259 * 4 * 3, 259 * 4 * 5])
+@pytest.mark.parametrize("chunk_logits", [1, 259 * 3, 259 * 5])
 def test_positions_projected_a_few_at_a_time_give_the_same_loss_and_update(
     shape: ModelConfig, monkeypatch: pytest.MonkeyPatch, chunk_logits: int
 ) -> None:
-    # One, three or five positions of four rows; three and five do not divide the eight there are.
+    # One, three or five positions of four rows, since a chunk may be four times as large; three and five do not divide
+    # the eight there are.
     batch = pad_batch(ROWS, 8, 8, 0)
     whole, metrics = one_step(shape, Gkd(beta=0.3), batch)
     monkeypatch.setattr(projected_loss, "CHUNK_LOGITS", chunk_logits)
@@ -237,3 +238,12 @@ def test_schedule_rises_and_falls() -> None:
     assert rate(10) == 0.0
     cosine = learning_rate_schedule(OptimizerConfig(learning_rate=1.0, steps=10, schedule="cosine"))
     assert [cosine(0), cosine(10)] == [1.0, 0.0]
+
+
+def test_as_many_positions_are_projected_as_keep_a_product_busy_and_no_more() -> None:
+    positions = projected_loss.chunk_positions
+    assert positions(8, 64, 8192) == 16  # 128 rows, a million logits
+    assert positions(8, 64, 1024) == 64  # all there are
+    assert positions(8, 200, 32768) == 16  # 128 rows, four million logits
+    assert positions(8, 64, 262144) == 2  # no more than four million logits
+    assert positions(64, 64, 262144) == 1
