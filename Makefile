@@ -39,7 +39,7 @@ bench: .venv/ready
 	.venv/bin/python $(PIP) install '.[train,export]'
 	touch $@
 
-.venv-test/ready: pyproject.toml CMakeLists.txt runtime/csrc runtime/include/attar.h $(wildcard runtime/csrc/*.c runtime/csrc/*.h)
+.venv-test/ready: pyproject.toml CMakeLists.txt runtime/csrc runtime/include/attar.h engine/csrc $(wildcard runtime/csrc/*.c runtime/csrc/*.h engine/csrc/*)
 	$(PYTHON) -m venv .venv-test
 	.venv-test/bin/python $(PIP) install -e '.[dev]'
 	touch $@

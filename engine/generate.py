@@ -144,7 +144,7 @@ def _generate(
     positions = jnp.maximum(jnp.arange(T, dtype=jnp.int32) - (T - prompt_lengths[:, None]), -1)  # [B, T]
 
     def draw(hidden: Array, step: Array) -> tuple[Array, Array]:
-        return sample_tokens(project_logits(params, config, hidden), uniforms[:, step], sampling)
+        return sample_tokens(project_logits(params, config, hidden, constant=True), uniforms[:, step], sampling)
 
     def record(state: _State, token: Array, log_prob: Array) -> _State:
         """Writes column `step`: the token in rows that go on, padding in rows that have ended."""

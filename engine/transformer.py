@@ -16,6 +16,7 @@ are float32.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -26,10 +27,12 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
+from attar.engine import few_rows
 from attar.engine.attention import UNLIMITED_WINDOW, attend, visible_keys
 from attar.engine.config import ModelConfig
+from attar.engine.few_rows import StackedMatrix
 from attar.engine.kv_cache import KVCache, write_layer, write_positions
-from attar.engine.layers import Layer, embed, gated_mlp, head_logits, linear, rms_norm
+from attar.engine.layers import Layer, embed, gated_mlp, head_logits, linear, rms_norm, soft_cap
 from attar.engine.rope import apply_rope, rope_tables
 from attar.engine.sharding import constrain_rows, gather_weights
 
@@ -215,7 +218,11 @@ def _scan_layers(
     x = constrain_rows(embed(table, tokens, config.scale_embeddings))
     per_layer = np.array([range(config.num_hidden_layers), layer_windows(config), layer_kinds(config)], np.int32)
     start = (x, None if cache is None else (cache.keys, cache.values))
-    if last is None:
+    if cache is not None and tokens.shape[1] == 1 and few_rows.suits(tokens.shape[0], x.dtype):
+        (x, cached), _ = jax.lax.scan(
+            lambda carry, at: step(carry, (_stacked_at(params, at[0]), *at)), start, per_layer.T
+        )
+    elif last is None:
         policy = None if remat else jax.checkpoint_policies.dots_with_no_batch_dims_saveable
         scanned = (params["layers"], *per_layer)
         (x, cached), _ = jax.lax.scan(jax.checkpoint(step, prevent_cse=False, policy=policy), start, scanned)
@@ -233,6 +240,13 @@ def _layer_at(params: Params, index: Array | int) -> Layer:
         lambda leaf: jax.lax.dynamic_index_in_dim(leaf, index, keepdims=False), params["layers"]
     )
     return layer
+
+
+def _stacked_at(params: Params, index: Array) -> Layer:
+    """One layer's norms, and its matrices where they lie."""
+    return {
+        name: StackedMatrix(leaf, index) if leaf.ndim == 3 else leaf[index] for name, leaf in params["layers"].items()
+    }
 
 
 def hidden_states(
@@ -277,12 +291,20 @@ def head_table(params: Params, config: ModelConfig) -> Float[Array, "V D"]:
     return table
 
 
-def project_logits(params: Params, config: ModelConfig, hidden: Float[Array, "*batch D"]) -> Float[Array, "*batch V"]:
+def project_logits(
+    params: Params, config: ModelConfig, hidden: Float[Array, "*batch D"], *, constant: bool = False
+) -> Float[Array, "*batch V"]:
     """Logits of hidden states, float32, soft-capped where the family caps them.
 
     Costs 2 * D * V operations a position: select the positions that count before calling it.
+
+    Args:
+      constant: Nothing is differentiated.
     """
-    return head_logits(hidden, head_table(params, config), config.final_logit_softcapping)
+    table = head_table(params, config)
+    if constant and table.dtype == hidden.dtype and few_rows.suits(math.prod(hidden.shape[:-1]), table.dtype):
+        return soft_cap(linear(hidden, StackedMatrix(table[None], jnp.int32(0))), config.final_logit_softcapping)
+    return head_logits(hidden, table, config.final_logit_softcapping)
 
 
 def forward(
