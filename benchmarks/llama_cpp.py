@@ -8,8 +8,8 @@ side has two, llama.cpp with and without flash attention, and the better figure 
 figure several times and reports the best, since other programs can only slow it down; a ratio is the median over rounds
 of what attar and llama.cpp did side by side. All ratios are oriented so that above 1 is better for attar. `bar` is the
 least that is asked of attar; `of bound` is the share of what bandwidth or the multiply instruction allow
-(`benchmarks.roofline`). Both sides keep keys and values in f16; one more process of attar has them in int8 at depth,
-which must not be slower (`int8_gain`, over attar's f16).
+(`benchmarks.roofline`). Both sides keep keys and values in f16; two more processes of attar have them in int8 at
+depth, which must not be slower (`int8_gain`, over attar's f16).
 """
 
 from __future__ import annotations
@@ -141,12 +141,16 @@ def measure_rounds(
     at_depth = replace(plan, prefill_tokens=LOADING.prefill_tokens, depths=(DEPTH,))
     for number in range(rounds):
         say(f"{path.name}: round {number + 1} of {rounds}")
-        pairs = [
-            (measure_attar(program, path, plan, options), measure_llama(driver, path, plan, flash=flash))
+        triples = [
+            (
+                measure_attar(program, path, plan, options),
+                measure_llama(driver, path, plan, flash=flash),
+                measure_attar(program, path, at_depth, [*options, *INT8]),
+            )
             for flash in (True, False)
         ]
-        attar, peer = (better(*side) for side in zip(*pairs, strict=True))
-        int8.append(measure_attar(program, path, at_depth, [*options, *INT8]).decode[DEPTH])
+        attar, peer, narrow = (better(*side) for side in zip(*triples, strict=True))
+        int8.append(narrow.decode[DEPTH])
         loads = [
             (measure_attar(program, path, LOADING, options), measure_llama(driver, path, LOADING, flash=False))
             for _ in range(LOADS)
