@@ -3,6 +3,7 @@
 #include "few_rows.h"
 #include "xla_call.h"
 
+#include <sched.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdlib.h>
@@ -84,8 +85,7 @@ static void multiply(const xla_call *call, few_rows_product product) {
         if (!schedule(call, shared)) let_go(shared);
     work(shared);
     // What is left is being computed right now: nobody waits for a thread that has not begun.
-    while (atomic_load(&shared->done) < shared->n_chunks) {
-    }
+    while (atomic_load(&shared->done) < shared->n_chunks) sched_yield();
     let_go(shared);
 }
 

@@ -203,8 +203,8 @@ def test_bfloat16_products_keep_float32_weights_and_losses(shape: ModelConfig, t
     state, metrics = step(init_state(network(shape, 0), optimizer), network(shape, teacher_seed), batch)
     _, exact = one_step(shape, Gkd(beta=0.3), batch, teacher_seed=teacher_seed)
     assert {leaf.dtype for leaf in jax.tree.leaves(state.params)} == {jnp.dtype(jnp.float32)}
-    # Equal weights give equal logits but for roundings of the last layer, where the teacher leaves columns out.
-    assert metrics.loss == pytest.approx(float(exact.loss), abs=1e-6 if teacher_seed == 0 else 0.02 * float(exact.loss))
+    # Equal weights give equal logits in any precision; others differ by bfloat16's rounding.
+    assert metrics.loss == pytest.approx(float(exact.loss), abs=1e-9 if teacher_seed == 0 else 0.02 * float(exact.loss))
 
 
 def test_a_teacher_with_a_padded_vocabulary_gives_the_same_loss(shape: ModelConfig) -> None:
