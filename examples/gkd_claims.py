@@ -63,6 +63,8 @@ class Task:
       percent: Whether it is a share, to be shown as per cent.
       teacher_examples: Of the training part, the first ones; `gold_examples`, for the students, are the first of these.
       completion_tokens: Longest answer that is learnt or sampled.
+      scored: Test prompts that are answered; `tuning_scored`, validation prompts.
+      divergences_of: Prompts on which divergences are taken.
     """
 
     metric: str
@@ -81,7 +83,8 @@ class Task:
     steps: int = 150
     batch_size: int = 16
     rates: tuple[float, ...] = (5e-4, 1.5e-3, 4.5e-3)
-    scored: int = 200
+    scored: int = 500
+    tuning_scored: int = 200
     divergences_of: int = 48
 
 
@@ -149,7 +152,8 @@ class Claims:
 
     def _scoring(self, split: str, teacher: Path | None) -> Scoring:
         task = self.task
-        return Scoring(self.data / f"{split}.jsonl", teacher, task.scored, task.divergences_of, task.completion_tokens)
+        scored = task.scored if split == "test" else task.tuning_scored
+        return Scoring(self.data / f"{split}.jsonl", teacher, scored, task.divergences_of, task.completion_tokens)
 
     @property
     def teacher(self) -> Job:
@@ -284,7 +288,7 @@ def main() -> int:
         folder = folder.with_name(folder.name + "_quick")
         task = replace(
             task, teacher_examples=200, gold_examples=64, teacher_steps=4, start_steps=4, steps=2, rates=(1e-3,),
-            scored=8, divergences_of=8,
+            scored=8, tuning_scored=8, divergences_of=8,
         )  # fmt: skip
     make_data(chosen.task, folder / "data", chosen.pair)
     # A teacher of four steps ends no answer that could be learnt.
