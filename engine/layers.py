@@ -12,18 +12,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from attar.engine import few_rows
 from attar.engine.config import Activation
-from attar.engine.few_rows import StackedMatrix
 
 # One layer's weights by Hugging Face name, or all layers' stacked on a leading axis L. Norms are always arrays.
 Layer = dict[str, Any]
 
 
-def linear(x: Float[Array, "*batch in"], weight: Float[Array, "out in"] | StackedMatrix) -> Float[Array, "*batch out"]:
+def linear(x: Float[Array, "*batch in"], weight: Float[Array, "out in"]) -> Float[Array, "*batch out"]:
     """x times the transpose of `weight`, without bias."""
-    if isinstance(weight, StackedMatrix):
-        return few_rows.product(x, weight)
     return _product(x, weight, jnp.result_type(x, weight))
 
 

@@ -27,10 +27,9 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
-from attar.engine import few_rows
+from attar.engine import decode_layers, few_rows
 from attar.engine.attention import UNLIMITED_WINDOW, attend, visible_keys
 from attar.engine.config import ModelConfig
-from attar.engine.few_rows import StackedMatrix
 from attar.engine.kv_cache import KVCache, write_layer, write_positions
 from attar.engine.layers import Layer, embed, gated_mlp, head_logits, linear, rms_norm, soft_cap
 from attar.engine.rope import apply_rope, rope_tables
@@ -217,10 +216,11 @@ def _scan_layers(
     table = gather_weights({"embed_tokens": params["embed_tokens"]}, config)["embed_tokens"]
     x = constrain_rows(embed(table, tokens, config.scale_embeddings))
     per_layer = np.array([range(config.num_hidden_layers), layer_windows(config), layer_kinds(config)], np.int32)
-    start = (x, None if cache is None else (cache.keys, cache.values))
-    if cache is not None and tokens.shape[1] == 1 and few_rows.suits(tokens.shape[0], x.dtype):
-        (x, cached), _ = jax.lax.scan(
-            lambda carry, at: step(carry, (_stacked_at(params, at[0]), *at)), start, per_layer.T
+    start: tuple[Array, _Cached] = (x, None if cache is None else (cache.keys, cache.values))
+    cached: _Cached
+    if cache is not None and decode_layers.suits(params["layers"], x, cache):
+        x, cached = decode_layers.decode_layers(
+            params["layers"], config, x, ropes, positions, key_positions, cache, per_layer[1:].T
         )
     elif last is None:
         policy = None if remat else jax.checkpoint_policies.dots_with_no_batch_dims_saveable
@@ -240,13 +240,6 @@ def _layer_at(params: Params, index: Array | int) -> Layer:
         lambda leaf: jax.lax.dynamic_index_in_dim(leaf, index, keepdims=False), params["layers"]
     )
     return layer
-
-
-def _stacked_at(params: Params, index: Array) -> Layer:
-    """One layer's norms, and its matrices where they lie."""
-    return {
-        name: StackedMatrix(leaf, index) if leaf.ndim == 3 else leaf[index] for name, leaf in params["layers"].items()
-    }
 
 
 def hidden_states(
@@ -303,7 +296,7 @@ def project_logits(
     """
     table = head_table(params, config)
     if constant and table.dtype == hidden.dtype and few_rows.suits(math.prod(hidden.shape[:-1]), table.dtype):
-        return soft_cap(linear(hidden, StackedMatrix(table[None], jnp.int32(0))), config.final_logit_softcapping)
+        return soft_cap(few_rows.product(hidden, table), config.final_logit_softcapping)
     return head_logits(hidden, table, config.final_logit_softcapping)
 
 

@@ -26,3 +26,8 @@ def test_kernels_match_the_scalar_ones_and_exact_arithmetic(
 @pytest.mark.parametrize("sanitizers", ["", "thread"])
 def test_thread_pool(native_output: Callable[..., str], sanitizers: str) -> None:
     assert native_output("threads_test", sanitizers) == "threads: 0 failures\n"
+
+
+@pytest.mark.parametrize("sanitizers", ["", "thread", "address,undefined"])
+def test_what_xla_calls(native_output: Callable[..., str], sanitizers: str) -> None:
+    assert native_output("engine_test", sanitizers) == "engine: 0 failures\n"
