@@ -184,7 +184,8 @@ class TargetFolder:
             raise PartError(f"{folder / INDEX}: must have the format {_FORMAT!r}, got {index.get('format')!r}")
         if index.get("shards") is None:
             raise PartError(f"{folder}: is not finished; run the same `attar label` again to finish it")
-        for part in (*index["shards"], *([index["head"]] if "head" in index else [])):
+        parts = (*index["shards"], *([index["head"]] if "head" in index else []))
+        for part in parts:
             path = folder / str(part["file"])
             if not path.is_file() or path.stat().st_size != part["bytes"]:
                 raise PartError(f"{path}: must have {part['bytes']} bytes; label the data again into another folder")
@@ -195,14 +196,16 @@ class TargetFolder:
         self._folder = folder
         self._teacher_config: dict[str, Any] = index.get("teacher_config", {})
         self._open: OrderedDict[int, _OpenShard] = OrderedDict()
+        self._unchecked = {str(part["file"]): part["sha256"] for part in parts}
 
     def teacher_head(self) -> tuple[Params, ModelConfig]:
         """The teacher as far as hidden states need it: its table of logits alone, and its shape.
 
         Raises:
-          PartError: If it cannot be read.
+          PartError: If it cannot be read, or has changed.
         """
         path = self._folder / _HEAD
+        self._check(path)
         try:
             with _open(path) as file:
                 table = {name: jnp.asarray(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118 - a safe_open is no mapping
@@ -219,6 +222,9 @@ class TargetFolder:
 
         Returns:
           int32 and float32 [B, N, ...] in host memory; padding holds zeros.
+
+        Raises:
+          PartError: If a shard, which is checked when it is first read, has changed.
         """
         kind = _STORED[self.settings.kind]
         arrays = [self._padded(name, members, num_positions) for name in kind._fields]
@@ -240,12 +246,20 @@ class TargetFolder:
 
     def _shard(self, number: int) -> _OpenShard:
         if number not in self._open:
-            file = _open(shard_path(self._folder, number))
+            path = shard_path(self._folder, number)
+            self._check(path)
+            file = _open(path)
             self._open[number] = _OpenShard(file, file.get_tensor("offsets").tolist())
             if len(self._open) > _OPEN_SHARDS:
                 self._open.popitem(last=False)
         self._open.move_to_end(number)
         return self._open[number]
+
+    def _check(self, path: Path) -> None:
+        """Compares a file with its hash before it is read for the first time."""
+        expected = self._unchecked.pop(path.name, None)
+        if expected is not None and file_sha256(path) != expected:
+            raise PartError(f"{path}: has changed since it was written; label the data again into another folder")
 
 
 @dataclass(frozen=True)

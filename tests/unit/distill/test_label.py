@@ -261,6 +261,21 @@ def test_a_folder_of_states_is_whole_or_refused(folders: dict[str, Path], config
     assert contents(damaged) == contents(folders["states"])
 
 
+@pytest.mark.parametrize("name", ["shard_00001.safetensors", "head.safetensors"])
+def test_a_changed_byte_is_named_when_the_file_is_first_read(
+    folders: dict[str, Path], name: str, tmp_path: Path
+) -> None:
+    damaged = tmp_path / "damaged"
+    shutil.copytree(folders["states"], damaged)
+    content = bytearray((damaged / name).read_bytes())
+    content[-1] ^= 1
+    (damaged / name).write_bytes(content)
+    opened = TargetFolder(damaged)
+    opened.rows([[0]], 20)  # of another shard
+    with pytest.raises(PartError, match=f"{name}: has changed since it was written"):
+        opened.teacher_head() if name.startswith("head") else opened.rows([[opened.settings.shard_examples]], 20)
+
+
 def test_targets_are_part_of_what_a_run_was_started_under(
     tmp_path: Path, settings: dict[str, Any], folders: dict[str, Path]
 ) -> None:
