@@ -119,7 +119,7 @@ def train(out: Path, plan: Plan) -> None:
     """Prunes and recovers; then goes on with the student's own answers."""
     common = [
         "--teacher", "smollm2", "--data", out / "data", "--method", "gkd", "--schedule", "cosine",
-        "--max-new-tokens", plan.max_new_tokens, "--prompt-buckets", 1, "--checkpoint-every", 50,
+        "--max-new-tokens", plan.max_new_tokens, "--checkpoint-every", 50,
         "--eval-every", plan.eval_every, "--eval-examples", plan.eval_examples, "--seed", plan.seed,
     ]  # fmt: skip
     cut = [
@@ -135,7 +135,7 @@ def train(out: Path, plan: Plan) -> None:
     )  # fmt: skip
     if plan.gkd_steps == 0:
         return
-    answers = ["--student", out / "recovered", "--batch-size", plan.batch_size]
+    answers = ["--student", out / "recovered", "--batch-size", plan.batch_size, "--prompt-buckets", 1]
     answers += ["--lambda", 0.5, "--divergence", "jsd", "--beta", 0.5]
     answers += ["--learning-rate", plan.learning_rate / 4, "--warmup-steps", max(1, plan.gkd_steps // 20)]
     attar(

@@ -4,8 +4,11 @@ import json
 from pathlib import Path
 
 import pytest
-from examples.smollm2_student import Point, make_rows, read_curve, thinned
+from click.testing import CliRunner
+from examples import smollm2_student
+from examples.smollm2_student import Plan, Point, make_rows, read_curve, thinned
 
+from attar.cli import main
 from attar.distill.recipes.package_summaries import Pair
 
 
@@ -47,3 +50,16 @@ def test_a_long_table_keeps_its_ends() -> None:
     kept = thinned(points, 16)
     assert (len(kept), kept[0].step, kept[-1].step) == (16, 0, 99)
     assert thinned(points[:3], 16) == points[:3]
+
+
+def test_every_command_is_one_that_attar_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both stages get as far as loading a teacher that is not there: no option is unknown or refused."""
+    asked: list[list[str]] = []
+    monkeypatch.setattr(smollm2_student, "attar", lambda *words, done: asked.append([str(word) for word in words]))
+    smollm2_student.train(tmp_path / "out", Plan())
+    assert [words[0] for words in asked] == ["distill", "distill"]
+    for words in asked:
+        elsewhere = [str(tmp_path / "absent") if word == "smollm2" else word for word in words]
+        result = CliRunner().invoke(main, elsewhere)
+        assert result.exit_code != 0
+        assert "absent" in result.output, result.output
