@@ -79,7 +79,11 @@ def main() -> None:
     parser.add_argument("--gkd-steps", type=int, default=Plan.gkd_steps, help="then on answers (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--quick", action="store_true", help="a few steps, to see the whole way in minutes")
+    parser.add_argument("--report", action="store_true", help="only show how far the runs in --out have come")
     chosen = parser.parse_args()
+    if chosen.report:
+        report(chosen.out)
+        return
     plan = Plan(recover_steps=chosen.steps, gkd_steps=chosen.gkd_steps, seed=chosen.seed)
     if chosen.quick:
         plan = replace(plan, recover_steps=24, gkd_steps=2, eval_every=12, eval_examples=4, max_words=40)
@@ -190,21 +194,28 @@ def read_curve(*runs: Path) -> list[Point]:
 
 def report(out: Path) -> None:
     """The table and the plot of the KL."""
-    points = read_curve(*finished_runs(out))
+    points = read_curve(*begun_runs(out))
+    if not points:
+        sys.exit(f"{out}: no run here has been evaluated yet; run the same command without --report")
     table = Table("step", "minutes", *CURVES.values(), "agreement", title="SmolLM2-135M-Instruct → student")
     for point in thinned(points, 16):
         figures = [f"{point.scores[name]:.3f}" for name in (*CURVES, "agreement_data")]
         table.add_row(str(point.step), f"{point.minutes:.0f}", *figures)
     console.print(table)
     first, last = (point.scores["kl_teacher_student_data"] for point in (points[0], points[-1]))
-    console.print(f"KL on held-out texts: {first:.3f} right after pruning, {last:.3f} at the end ({last / first:.0%})")
+    console.print(
+        f"KL on held-out texts: {first:.3f} right after pruning, {last:.3f} at the end of this ({last / first:.0%})"
+    )
     plot(points, out / "kl.png")
-    console.print(f"wrote {out / 'kl.png'}\ntalk to it: attar chat {finished_runs(out)[-1]}", soft_wrap=True)
+    console.print(f"wrote {out / 'kl.png'}", soft_wrap=True)
+    finished = [run for run in begun_runs(out) if (run / "report.html").is_file()]
+    if finished:
+        console.print(f"talk to it: attar chat {finished[-1]}", soft_wrap=True)
 
 
-def finished_runs(out: Path) -> list[Path]:
-    """The stages that were trained, in order."""
-    return [run for run in (out / "recovered", out / "student") if (run / "report.html").is_file()]
+def begun_runs(out: Path) -> list[Path]:
+    """The stages that have begun, in order."""
+    return [run for run in (out / "recovered", out / "student") if (run / "metrics.jsonl").is_file()]
 
 
 def thinned(points: list[Point], count: int) -> list[Point]:

@@ -45,6 +45,24 @@ def test_the_curve_goes_on_from_stage_to_stage(tmp_path: Path) -> None:
     assert [point.scores["kl_teacher_student_data"] for point in points] == [5.0, 2.0, 1.0]
 
 
+def test_a_report_of_what_has_begun_or_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["smollm2_student", "--out", str(tmp_path), "--report"])
+    with pytest.raises(SystemExit, match="no run here has been evaluated yet"):
+        smollm2_student.main()
+    names = [*smollm2_student.CURVES, "agreement_data"]
+    lines: list[dict[str, object]] = [
+        {"kind": "eval", "step": 0, "scores": {name: {"mean": 4.0} for name in names}},
+        {"kind": "train", "step": 1, "seconds": 60.0},
+        {"kind": "eval", "step": 1, "scores": {name: {"mean": 1.0} for name in names}},
+    ]
+    write_lines(tmp_path / "recovered" / "metrics.jsonl", lines)
+    smollm2_student.main()
+    assert "4.000 right after pruning, 1.000 at the end of this (25%)" in capsys.readouterr().out
+    assert (tmp_path / "kl.png").stat().st_size > 1000
+
+
 def test_a_long_table_keeps_its_ends() -> None:
     points = [Point(step, 0.0, {}) for step in range(100)]
     kept = thinned(points, 16)
