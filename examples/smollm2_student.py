@@ -61,7 +61,7 @@ class Plan:
     packed_rows: int = 4
     batch_size: int = 8
     learning_rate: float = 1e-3
-    eval_every: int = 100
+    eval_every: int = 50
     eval_examples: int = 16
     seed: int = 0
 
@@ -235,6 +235,8 @@ def plot(points: list[Point], path: Path) -> None:
         axes.plot([point.minutes for point in points], [point.scores[name] for point in points], ".-", label=label)
     axes.set(xlabel="minutes of training on a CPU", ylabel="nats per token", yscale="log")
     axes.set_title("a student cut from SmolLM2-135M-Instruct", loc="left")
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter("{x:g}")
     axes.grid(alpha=0.3, which="both")
     axes.legend(frameon=False)
     figure.savefig(path, dpi=120)
