@@ -142,7 +142,7 @@ def _forward(
             loss, gradient = total
 
             products, pull_back = jax.vjp(lambda h: table_products(h, tables.student), chunk.student)  # [B, n, V]
-            products = _whole(products)
+            products = _apart(products)
             part, d_products = jax.value_and_grad(partial(_products_loss, token_loss, config, tables, chunk))(products)
             (d_hidden,) = pull_back(d_products)
             before = jax.lax.dynamic_slice_in_dim(gradient.hidden, at, d_hidden.shape[1], axis=1)  # of an overlap
@@ -210,7 +210,7 @@ def _add_outer(total: Array, d_products: Array, hidden: Array) -> Array:
 
 def _logits_and_labels(config: HeadConfig, tables: _Tables, chunk: _Chunk) -> tuple[Array, PyTree, Array | None]:
     """What a loss reads: logits [B, n, V] of the student, labels, logits of the teacher."""
-    return _read_products(config, tables, chunk, table_products(chunk.student, tables.student))
+    return _read_products(config, tables, chunk, _products(chunk.student, tables.student))
 
 
 def _read_products(
@@ -221,20 +221,24 @@ def _read_products(
     if tables.teacher is None or chunk.teacher is None:
         return logits, chunk.labels, None
     size = config.teacher_vocab_size or config.vocab_size
-    teacher_products = _whole(table_products(chunk.teacher, tables.teacher))
-    teacher_logits = soft_cap(teacher_products, config.teacher_cap)[..., :size]
+    teacher_logits = soft_cap(_products(chunk.teacher, tables.teacher), config.teacher_cap)[..., :size]
     return logits, chunk.labels, teacher_logits
 
 
-def _whole(products: Array) -> Array:
-    """The products as they are: a CPU's product that takes maxima on its way is half as fast."""
+def _products(hidden: Array, table: Array) -> Array:
+    """Logits [B, n, V] before the soft cap, of constants."""
+    return _apart(table_products(hidden, table))
+
+
+def _apart(products: Array) -> Array:
+    """The products apart from what reads them: a CPU's product that takes maxima on its way is half as fast."""
     kept: Array = jax.lax.optimization_barrier(products)  # type: ignore[no-untyped-call]  # jax leaves it without types
     return kept
 
 
 def _chunk_loss(token_loss: TokenLoss, config: HeadConfig, tables: _Tables, chunk: _Chunk) -> Array:
     """Σ weights · token_loss of one chunk."""
-    return _products_loss(token_loss, config, tables, chunk, table_products(chunk.student, tables.student))
+    return _products_loss(token_loss, config, tables, chunk, _products(chunk.student, tables.student))
 
 
 def _products_loss(token_loss: TokenLoss, config: HeadConfig, tables: _Tables, chunk: _Chunk, products: Array) -> Array:

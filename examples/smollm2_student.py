@@ -23,10 +23,12 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
+from benchmarks.command import count, run_command
 from rich.console import Console
 from rich.table import Table
+
+from attar.distill.run_folder import read_metrics
 
 console = Console(highlight=False)
 
@@ -71,19 +73,24 @@ class Plan:
         return max(1, min(50, self.recover_steps // 10))
 
 
-def main() -> None:
+def main() -> int:
     """Runs what is left of the recipe, then prints and plots the KL."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("smollm2_student"), help="folder (default: smollm2_student)")
-    parser.add_argument("--steps", type=int, default=Plan.recover_steps, help="steps on texts (default: %(default)s)")
-    parser.add_argument("--gkd-steps", type=int, default=Plan.gkd_steps, help="then on answers (default: %(default)s)")
+    parser.add_argument("--steps", type=count, default=Plan.recover_steps, help="steps on texts (default: %(default)s)")
+    parser.add_argument(
+        "--gkd-steps", type=int, default=Plan.gkd_steps, help="then on answers, 0 for none (default: %(default)s)"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--quick", action="store_true", help="a few steps, to see the whole way in minutes")
     parser.add_argument("--report", action="store_true", help="only show how far the runs in --out have come")
     chosen = parser.parse_args()
+    if chosen.gkd_steps < 0:
+        parser.error(f"argument --gkd-steps: must be at least 0, got {chosen.gkd_steps}")
     if chosen.report:
         report(chosen.out)
-        return
+        return 0
+    started = time.perf_counter()
     plan = Plan(recover_steps=chosen.steps, gkd_steps=chosen.gkd_steps, seed=chosen.seed)
     if chosen.quick:
         plan = replace(plan, recover_steps=24, gkd_steps=2, eval_every=12, eval_examples=4, max_words=40)
@@ -91,6 +98,8 @@ def main() -> None:
     prepare(chosen.out, plan)
     train(chosen.out, plan)
     report(chosen.out)
+    console.print(f"{(time.perf_counter() - started) / 60:.1f} minutes")
+    return 0
 
 
 def prepare(out: Path, plan: Plan) -> None:
@@ -181,8 +190,7 @@ def read_curve(*runs: Path) -> list[Point]:
     steps, seconds = 0, 0.0
     for run in runs:
         first = steps
-        for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
-            entry: dict[str, Any] = json.loads(line)
+        for entry in read_metrics(run / "metrics.jsonl"):
             if entry["kind"] == "train":
                 seconds += entry["seconds"]
                 steps = first + entry["step"]
@@ -243,6 +251,4 @@ def plot(points: list[Point], path: Path) -> None:
 
 
 if __name__ == "__main__":
-    started = time.perf_counter()
-    main()
-    console.print(f"{(time.perf_counter() - started) / 60:.1f} minutes")
+    run_command(main)

@@ -4,9 +4,8 @@
 #include "kernels.h"
 #include "team.h"
 
-enum { PIECES_A_THREAD = 4 };
-// Entries of a matrix below which one thread is done before another has begun.
-static const int64_t SMALL = 32768;
+// Entries of a matrix that are worth a thread: less is done before another has begun.
+static const int64_t WORTH_A_THREAD = 16384;
 
 typedef struct shared_product {
     few_rows_product product;
@@ -22,8 +21,8 @@ static void multiply_piece(void *work, int64_t stage, int64_t piece, int64_t thr
 }
 
 static void multiply(const xla_call *call, few_rows_product product) {
-    const int64_t M = product.M, n_threads = M * product.K < SMALL ? 1 : team_threads(call);
-    const int64_t wanted = n_threads > 1 ? n_threads * PIECES_A_THREAD : 1, columns = (M + wanted - 1) / wanted;
+    const int64_t M = product.M, n_threads = team_threads(call, M * product.K, WORTH_A_THREAD);
+    const int64_t wanted = n_threads > 1 ? n_threads * TEAM_PIECES : 1, columns = (M + wanted - 1) / wanted;
     shared_product shared = {product, choose_kernels(), columns};
     team *t = n_threads > 1 ? team_gather(call, n_threads, multiply_piece, &shared) : NULL;
     if (!t) {

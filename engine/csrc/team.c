@@ -65,7 +65,7 @@ static void help(void *data) {
     let_go(t);
 }
 
-int64_t team_threads(const xla_call *call) {
+static int64_t pool_threads(const xla_call *call) {
     int64_t n = 1;
     xla_pool_num_threads asked = {sizeof asked, NULL, call->context, &n};
     xla_error *error = ((xla_pool_num_threads_function)call->api->functions[XLA_POOL_NUM_THREADS])(&asked);
@@ -73,6 +73,13 @@ int64_t team_threads(const xla_call *call) {
     xla_error_destroy destroyed = {sizeof destroyed, NULL, error};
     ((xla_error_destroy_function)call->api->functions[XLA_ERROR_DESTROY])(&destroyed);
     return 1;
+}
+
+int64_t team_threads(const xla_call *call, int64_t work, int64_t least) {
+    const int64_t useful = work / least;
+    if (useful < 2) return 1;
+    const int64_t n = pool_threads(call);
+    return n < useful ? n : useful;
 }
 
 // Whether XLA's pool takes the team in.

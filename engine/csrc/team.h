@@ -9,8 +9,11 @@ typedef void (*team_piece)(void *work, int64_t stage, int64_t piece, int64_t thr
 
 typedef struct team team;
 
-// Threads of XLA's pool.
-int64_t team_threads(const xla_call *call);
+// Into so many pieces a stage is cut for each thread, so that one that is late costs little.
+enum { TEAM_PIECES = 4 };
+
+// Threads of XLA's pool, but no more than have `least` of the work each, and at least one.
+int64_t team_threads(const xla_call *call, int64_t work, int64_t least);
 
 // A team of at most n_threads, which others may join until it is dismissed; NULL if there is no memory for it. `work`
 // must live as long.

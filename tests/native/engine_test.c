@@ -92,7 +92,10 @@ static void test_team(check *c, int64_t n_threads, bool full) {
     pool.n_threads = n_threads;
     pool.full = full;
     const xla_call call = new_call();
-    EXPECT(c, team_threads(&call) == n_threads, "got %d", (int)team_threads(&call));
+    for (int64_t work = 0; work < 10; work++) {
+        const int64_t useful = work / 2 < 1 ? 1 : work / 2, got = team_threads(&call, work, 2);
+        EXPECT(c, got == (useful < n_threads ? useful : n_threads), "%d threads for %d", (int)got, (int)work);
+    }
     counts counted = {0};
     team *t = team_gather(&call, n_threads, count_piece, &counted);
     for (int64_t round = 0; round < ROUNDS; round++) {

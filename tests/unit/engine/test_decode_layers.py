@@ -152,3 +152,16 @@ def test_a_full_cache_is_refused() -> None:
         jax.block_until_ready(
             cached_hidden_states(params, config, jnp.ones((1, 1), jnp.int32), jnp.full((1, 1), 4, jnp.int32), full)
         )
+
+
+def test_half_of_a_pair_of_norms_is_refused() -> None:
+    config = PRESETS["tiny-gemma2"]
+    params = transformer.init_params(config, jax.random.key(0))
+    layers = {name: leaf for name, leaf in params["layers"].items() if name != "post_feedforward_layernorm"}
+    with pytest.raises(jax.errors.JaxRuntimeError, match="the norms before and behind the MLP come together"):
+        jax.block_until_ready(
+            cached_hidden_states(
+                {**params, "layers": layers}, config, jnp.ones((1, 1), int), jnp.zeros((1, 1), int),
+                init_cache(config, 1, 4),
+            )
+        )  # fmt: skip

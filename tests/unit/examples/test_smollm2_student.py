@@ -10,6 +10,7 @@ from examples.smollm2_student import Plan, Point, make_rows, read_curve, thinned
 
 from attar.cli import main
 from attar.distill.recipes.package_summaries import Pair
+from attar.distill.run_folder import RunError
 
 
 def write_lines(path: Path, lines: list[dict[str, object]]) -> Path:
@@ -61,6 +62,12 @@ def test_a_report_of_what_has_begun_or_one_line(
     smollm2_student.main()
     assert "4.000 right after pruning, 1.000 at the end of this (25%)" in capsys.readouterr().out
     assert (tmp_path / "kl.png").stat().st_size > 1000
+    metrics = tmp_path / "recovered" / "metrics.jsonl"
+    metrics.write_text(metrics.read_text(encoding="utf-8") + '{"kind": "tr', encoding="utf-8")  # while it is written
+    assert smollm2_student.main() == 0
+    metrics.write_text('{"kind": "ev\n', encoding="utf-8")
+    with pytest.raises(RunError, match=r"metrics.jsonl:1: is not valid JSON"):
+        smollm2_student.main()
 
 
 def test_a_long_table_keeps_its_ends() -> None:
